@@ -1,0 +1,1 @@
+"""Image models, data sets and the training loop: plain PyTorch, no Ray, Optuna or MLflow."""
