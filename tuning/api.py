@@ -1,0 +1,324 @@
+"""``search`` and ``load_search``: the Python door to the service."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from models.errors import Problem, ProblemCollector, StorageError, UserError, did_you_mean
+from models.family import get_family
+from tuning.config import SearchConfig, continued, make_config, space_of
+from tuning.lock import is_running, search_lock
+from tuning.results import SearchResult, Trial
+
+if TYPE_CHECKING:
+    from models.datasets import TrainingData
+    from tuning.driver import Driver, Listener
+
+LEAST_FREE_BYTES = 32 * 2**20
+"""Free space without which a search does not begin: it would end in the middle of its first checkpoints."""
+
+
+def search(
+    family: str | None = None,
+    *,
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    progress: str = "auto",
+    pictures: bool = True,
+    **settings: Any,
+) -> SearchResult:
+    """Search the hyperparameters of a family; or go on with the search of that ``name``.
+
+    Args:
+        family: a name that ``latentune families`` lists, or your own as ``package.module:Class``. May be left out where
+            the search of that ``name`` is there already.
+        dataset, data_dir: short for ``data={"source": …, "data_dir": …}``.
+        progress: ``auto`` (a live view in a terminal, lines elsewhere), ``live``, ``lines`` or ``none``; on stderr.
+        pictures: draw the best model's reconstructions and the history into the run folder at the end.
+        settings: any field of :class:`tuning.config.SearchConfig`. One that is not given keeps its default, or in a
+            search that is continued what it was. ``set`` holds fields at a value, ``space`` gives ranges::
+
+                search("conv_autoencoder", dataset="fashion-mnist", trials=50, set={"batch_size": 128},
+                       space={"latent_dim": "2..10", "lr": "1e-4..1e-1:log"})
+
+    Returns:
+        All trials with their curves, the best one, and how the run ended. Ctrl-C and SIGTERM end it early and cleanly.
+
+    Raises:
+        UserError: something in the settings cannot work; every such thing is named, before any work starts.
+        SearchLockedError: another process runs this search.
+        StorageError: the run folder cannot be written (any more); what was told before is kept.
+    """
+    given = settings if family is None else {**settings, "family": family}
+    data = {"source": dataset, "data_dir": None if data_dir is None else str(data_dir)}
+    data = {**given.get("data", {}), **{key: value for key, value in data.items() if value is not None}}
+    if data:
+        given["data"] = data
+    began = time.perf_counter()
+    config, images = _prepare(given)
+    config = config.with_lowest_rung(len(images.train.labels))
+    with search_lock(config.run_dir):
+        return _run(config, images, progress=progress, pictures=pictures, began=began)
+
+
+def load_search(name: str, runs_dir: str | Path = "runs") -> SearchResult:
+    """A search as it stands now, also while it runs.
+
+    Raises:
+        UserError: there is no such search; the message lists those that there are.
+    """
+    from tuning.study import load_study, read_trials
+
+    config = _stored_config(Path(runs_dir).expanduser().absolute(), name)
+    family = get_family(config.family)
+    trials = read_trials(load_study(config.study_file), config, family)
+    idle = not is_running(config.run_dir)
+    return SearchResult(
+        config, family.objective, tuple(_at_rest(t) if idle else t for t in trials), pictures=_pictures(config)
+    )
+
+
+def _at_rest(trial: Trial) -> Trial:
+    """What "running" means where nothing runs."""
+    return replace(trial, state="interrupted") if trial.state == "running" else trial
+
+
+def export_best(result: SearchResult, path: Path) -> None:
+    """Copy the best trial's checkpoint to a new file.
+
+    Raises:
+        UserError: the file is there already, or cannot be written.
+    """
+    assert result.best is not None
+    assert result.best.checkpoint is not None
+    if path.exists():
+        raise UserError.of("--export", str(path), "exists already; name a new file")
+    try:
+        shutil.copyfile(result.best.checkpoint, path)
+    except OSError as error:
+        raise UserError.of("--export", str(path), f"cannot be written: {error.strerror}") from error
+
+
+def list_searches(runs_dir: str | Path = "runs") -> list[str]:
+    """Names of the searches in a folder, sorted."""
+    return sorted(path.parent.name for path in Path(runs_dir).expanduser().glob("*/study.journal"))
+
+
+def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
+    """The config and its images, after everything that can be checked beforehand was.
+
+    Raises:
+        UserError: all problems at once: a wrong setting does not hide a missing file or a GPU that is not there.
+    """
+    problems = ProblemCollector()
+    config: SearchConfig | None = None
+    with problems.gather():
+        config = _settle(given)
+    # Where some settings are wrong, what the others ask for is checked all the same.
+    known = config or SearchConfig(family="", **_valid_ones(given))
+    images: TrainingData | None = None
+    with problems.gather():
+        images = load_images(known)
+    with problems.gather():
+        _check_device(known)
+    with problems.gather():
+        _check_run_dir(known)
+    problems.raise_if_any()
+    assert config is not None
+    assert images is not None
+    return config, images
+
+
+def _valid_ones(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are valid on their own."""
+    valid: dict[str, Any] = {}
+    for name in given.keys() & {"data", "runs_dir", "address", "cpus_per_trial", "gpus_per_trial"}:
+        with suppress(ValidationError):
+            valid[name] = getattr(SearchConfig.model_validate({"family": "", name: given[name]}), name)
+    return valid
+
+
+def _settle(given: Mapping[str, Any]) -> SearchConfig:
+    """The config of this run: a fresh search's, or a stored one's with what was given this time."""
+    name, runs_dir = given.get("name"), Path(str(given.get("runs_dir", "runs"))).expanduser().absolute()
+    if isinstance(name, str) and name in list_searches(runs_dir):
+        stored = _stored_config(runs_dir, name)
+        return continued(stored, {**given, "runs_dir": str(runs_dir)})
+    config = make_config(given)
+    return config if config.name else config.model_copy(update={"name": _fresh_name(config)})
+
+
+def _stored_config(runs_dir: Path, name: str) -> SearchConfig:
+    from tuning.study import load_study
+
+    known = list_searches(runs_dir)
+    if name not in known:
+        raise UserError.of("NAME", name, f"no such search in {runs_dir}; {did_you_mean(name, known)}")
+    study = load_study(runs_dir / name / "study.journal")
+    stored = SearchConfig.model_validate(study.user_attrs["config"])
+    # The folder may have been moved or copied since.
+    return stored.model_copy(update={"runs_dir": runs_dir, "name": name})
+
+
+def _fresh_name(config: SearchConfig) -> str:
+    """``conv_autoencoder-digits-001`` and so on: the first number that no folder has."""
+    words = (config.family.rpartition(":")[2], re.split(r"[/\\]", config.data.source.rstrip("/\\"))[-1])
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(words)).strip("-.")[:90]
+    number = 1
+    while (config.runs_dir / f"{stem}-{number:03d}").exists():
+        number += 1
+    return f"{stem}-{number:03d}"
+
+
+def load_images(config: SearchConfig) -> TrainingData:
+    """The search's images, checked against the family's default config."""
+    from models.datasets import load_training_data
+
+    images = load_training_data(config.data)
+    if config.family:
+        family = get_family(config.family)
+        space = space_of(config, family)
+        family.check(family.Config.model_validate({**space.fixed, **space.default()}), images.spec)
+    return images
+
+
+def _check_device(config: SearchConfig) -> None:
+    if config.address is not None:  # the cluster is asked once we are connected
+        return
+    problems = []
+    cores = os.cpu_count() or 1
+    if config.cpus_per_trial > cores:
+        problems.append(
+            Problem("--cpus-per-trial", config.cpus_per_trial, f"at most {cores}, the cores of this machine")
+        )
+    if config.gpus_per_trial:
+        import torch
+
+        there = torch.cuda.device_count()
+        if config.gpus_per_trial > there:
+            allowed = f"at most {there}, the GPUs of this machine" if there else "0: torch sees no GPU on this machine"
+            problems.append(Problem("--gpus-per-trial", config.gpus_per_trial, allowed))
+    if problems:
+        raise UserError(*problems)
+
+
+def _check_run_dir(config: SearchConfig) -> None:
+    """Write something there before any work is spent on a search that could not be kept."""
+    folder = config.run_dir if config.name else config.runs_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+    except OSError as error:
+        raise UserError.of("--runs-dir", str(config.runs_dir), f"must be writable: {error.strerror}") from error
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        needs = f"needs {LEAST_FREE_BYTES >> 20} MiB free; the disk has {free >> 20} MiB"
+        raise UserError.of("--runs-dir", str(config.runs_dir), needs)
+
+
+def _run(config: SearchConfig, images: TrainingData, *, progress: str, pictures: bool, began: float) -> SearchResult:
+    from tuning.driver import Driver
+    from tuning.progress import make_progress
+    from tuning.study import open_study
+    from tuning.tracking import Tracker, make_tracker
+
+    family = get_family(config.family)
+    study = open_study(config, family, images.spec)
+    write_yaml(config)
+    deadline = None if config.time_budget is None else time.monotonic() + config.time_budget
+    tracker: Tracker = make_tracker(study)
+    view = make_progress(progress, study)
+    listeners: Sequence[Listener] = (tracker, view)
+    outcome_warnings: list[str] = []
+    try:
+        with view:
+            driver = Driver(study, listeners, max_concurrent=1, deadline=deadline)
+            with _stop_on_signals(driver) as reinstall:
+                if not driver.finished:
+                    _train(driver, images, reinstall)
+            result = SearchResult(
+                config, family.objective, tuple(map(_at_rest, study.ordered())), driver.outcome, driver.signal
+            )
+            if pictures and result.best is not None:
+                from tuning.pictures import draw
+
+                outcome_warnings += draw(result, images)
+            result = replace(result, pictures=_pictures(config))
+    finally:
+        outcome_warnings += tracker.close(tuple(study.ordered()), _pictures(config))
+    return replace(
+        result,
+        wall_s=time.perf_counter() - began,
+        mlflow_run=tracker.run,
+        warnings=tuple(outcome_warnings),
+    )
+
+
+def _train(driver: Driver, images: TrainingData, reinstall: Callable[[], None]) -> None:
+    from tuning.ray_tune import concurrency, ray_session, run_trials
+    from tuning.trial import Assignment
+
+    config = driver.study.config
+    with ray_session(config):
+        reinstall()  # Ray puts a SIGTERM handler of its own in place of ours
+        driver.max_concurrent = concurrency(config)
+        run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images)
+
+
+@contextmanager
+def _stop_on_signals(driver: Driver) -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM ask the driver to stop; a second one is obeyed at once. Yields a way to say so again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in wanted}
+
+    def handle(number: int, frame: object) -> None:
+        driver.interrupt(number)
+        for each in wanted:
+            signal.signal(each, before[each])
+
+    def install() -> None:
+        if not driver.stopping:
+            for number in wanted:
+                signal.signal(number, handle)
+
+    install()
+    try:
+        yield install
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_yaml(config: SearchConfig) -> None:
+    """``search.yaml`` in the run folder: what was run, readable, and usable with ``--config``."""
+    import yaml
+
+    from models.checkpoint import write_atomically
+
+    settings = {key: value for key, value in config.to_json().items() if value is not None}
+    write_atomically(config.run_dir / "search.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+
+
+def _pictures(config: SearchConfig) -> tuple[Path, ...]:
+    return tuple(sorted((config.run_dir / "figures").glob("*.png")))
+
+
+__all__ = ["SearchResult", "StorageError", "list_searches", "load_search", "search"]

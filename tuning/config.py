@@ -1,0 +1,281 @@
+"""Everything that a search is, in one validated object."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from models.datasets import DataOptions
+from models.errors import Problem, ProblemCollector, UserError, did_you_mean
+from models.family import Family, FamilyConfig, get_family
+from models.numerics import Numerics
+from models.space import Space
+from models.training import Budget
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+RUNG_IMAGES = 5000
+"""Training images that a trial has seen at the lowest rung. On Fashion-MNIST a rung after 6,700 images sorted trials
+well and one after 2,200 did not (200 recorded curves)."""
+
+SAMPLERS = ("tpe", "gp", "random", "grid", "qmc")
+SCHEDULERS = ("asha", "hyperband", "median", "none")
+
+
+class SearchConfig(BaseModel):
+    """A search: what is searched, how, and with which means.
+
+    The fields in :data:`IDENTITY` say what the search *is*: its trials are comparable only while they stay, so they are
+    fixed when the search begins. The others may be changed each time it is continued.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    family: str = Field(description="family name, or your own as package.module:Class")
+    data: DataOptions = Field(DataOptions(), description="data set and its split")
+    fixed: dict[str, Any] = Field(default_factory=dict, alias="set", description="fields held at a value")
+    space: dict[str, Any] = Field(default_factory=dict, description="fields searched over a range of your own")
+    seed: int = Field(0, ge=0, lt=2**32, description="decides everything random in the search")
+    max_epochs: float = Field(9.0, gt=0, le=100_000, description="full budget of a trial")
+    min_epochs: float | None = Field(
+        None, ge=0.001, description="lowest rung; may lie inside the first epoch; default by the number of images"
+    )
+    reduction_factor: int = Field(3, ge=2, le=16, description="η: one trial in η passes a rung")
+    patience: int | None = Field(None, ge=1, description="end a trial after so many epochs without improvement")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="forward pass of the networks")
+
+    name: str = Field("", description="names the search and its folder; empty for a fresh one")
+    runs_dir: Path = Field(Path("runs"), description="where searches are kept")
+    trials: int | None = Field(None, ge=1, description="trials in all; default 20, or the whole grid")
+    sampler: Literal["tpe", "gp", "random", "grid", "qmc"] = Field("tpe", description="what proposes trials")
+    scheduler: Literal["asha", "hyperband", "median", "none"] = Field("asha", description="what stops poor trials")
+    time_budget: float | None = Field(None, gt=0, description="seconds after which this run of the search ends")
+    cpus_per_trial: float = Field(1.0, gt=0, description="CPU cores a trial; whole cores are its threads")
+    gpus_per_trial: float = Field(0.0, ge=0, description="GPUs a trial; a fraction shares one")
+    max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default as many as fit")
+    address: str | None = Field(None, description="Ray cluster to use; default a Ray of its own on this machine")
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow store or server; default $MLFLOW_TRACKING_URI or a file in runs_dir; none for no tracking",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if name and not NAME.fullmatch(name):
+            raise ValueError("letters, digits, dot, dash and underscore, at most 100, not beginning with a dot")
+        return name
+
+    @field_validator("time_budget", mode="before")
+    @classmethod
+    def _seconds(cls, given: object) -> object:
+        return parse_duration(given) if isinstance(given, str) else given
+
+    @property
+    def run_dir(self) -> Path:
+        """The search's folder. Only where ``name`` is set."""
+        assert self.name, "a fresh search is named first"
+        return self.runs_dir.absolute() / self.name
+
+    @property
+    def study_file(self) -> Path:
+        return self.run_dir / "study.journal"
+
+    @property
+    def mlflow_uri(self) -> str | None:
+        """Where the search is tracked, or ``None``."""
+        if self.tracking_uri == "none":
+            return None
+        return (
+            self.tracking_uri
+            or os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{self.runs_dir.absolute() / 'mlflow.db'}"
+        )
+
+    def with_lowest_rung(self, train_images: int) -> SearchConfig:
+        """This config with ``min_epochs`` decided: a third of an epoch, or as many as show :data:`RUNG_IMAGES` images.
+
+        A rung that comes after a handful of steps misjudges, and favours small batches. There is always one rung.
+        """
+        if self.min_epochs is not None:
+            return self
+        lowest = min(max(1 / 3, RUNG_IMAGES / train_images), self.max_epochs / self.reduction_factor)
+        return self.model_copy(update={"min_epochs": max(lowest, 0.001)})
+
+    def rungs(self) -> tuple[float, ...]:
+        """Epochs at which trials are compared, lowest first: ``max_epochs / η^k`` down to ``min_epochs``.
+
+        From ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020), counted from the top
+        so that a trial's last stretch is always the same part of its budget.
+        """
+        assert self.min_epochs is not None, "with_lowest_rung() comes first"
+        rungs: list[float] = []
+        epoch = self.max_epochs / self.reduction_factor
+        while epoch >= self.min_epochs * (1 - 1e-9):
+            rungs.insert(0, round(epoch, 6))
+            epoch /= self.reduction_factor
+        return tuple(rungs)
+
+    def budget(self) -> Budget:
+        """A trial's budget, reporting at every rung."""
+        return Budget(self.max_epochs, self.rungs(), self.patience)
+
+    def numerics(self) -> Numerics:
+        """How trials compute; their threads are the whole cores that Ray gives them."""
+        device = "cuda" if self.gpus_per_trial else "cpu"
+        return Numerics(device, self.precision, threads=max(1, int(self.cpus_per_trial)))
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+
+IDENTITY = (
+    *("family", "data", "fixed", "space", "seed"),
+    *("max_epochs", "min_epochs", "reduction_factor", "patience", "precision"),
+)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in ``90``, ``45s``, ``30m``, ``2h``, ``1h30m`` or ``1d``.
+
+    Raises:
+        ValueError: not a duration.
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    text = text.strip().lower()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
+        raise ValueError("a duration such as 90s, 30m, 2h or 1h30m")
+    return sum(float(number) * units[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", text))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a search.yaml.
+
+    Raises:
+        UserError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError.of("--config", str(path), f"cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1}, column {where.column + 1})" if where else ""
+        raise UserError.of(
+            "--config", str(path), f"is not valid YAML{line}: {getattr(error, 'problem', error)}"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError.of("--config", str(path), "must hold settings as `field: value` lines")
+    return content
+
+
+def make_config(settings: Mapping[str, Any]) -> SearchConfig:
+    """A search config from plain settings, with all that is wrong in them told at once.
+
+    The result is complete: ``space`` holds every range that is searched, the family's own too, so that a stored search
+    means the same under a later version.
+
+    Raises:
+        UserError: fields that are unknown, malformed or out of bounds, an unknown family, ranges outside a field's
+            bounds, a grid over endless ranges.
+    """
+    problems = ProblemCollector()
+    config: SearchConfig | None = None
+    searched: Space | None = None
+    try:
+        config = SearchConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        for problem in UserError.from_validation(error).problems:
+            if problem.allowed.startswith("Extra inputs"):
+                known = [info.alias or field for field, info in SearchConfig.model_fields.items()]
+                problem = Problem(
+                    problem.field, problem.value, f"no such setting; {did_you_mean(problem.field, known)}"
+                )
+            problems.problems.append(problem)
+    if config is not None and config.min_epochs is not None and config.min_epochs > config.max_epochs:
+        problems.add("min_epochs", config.min_epochs, f"must be at most max_epochs ({config.max_epochs:g})")
+    fixed, ranges = settings.get("set") or {}, settings.get("space") or {}
+    if isinstance(settings.get("family"), str) and isinstance(fixed, Mapping) and isinstance(ranges, Mapping):
+        with problems.gather():
+            family = get_family(settings["family"])
+            searched = Space.of(family.Config, fixed, ranges)
+            _try_config(family.Config, searched)
+            if settings.get("sampler") == "grid":
+                next(searched.grid())
+    problems.raise_if_any()
+    assert config is not None
+    assert searched is not None
+    return config.model_copy(
+        update={
+            "fixed": dict(searched.fixed),
+            "space": {name: str(known) for name, known in searched.ranges.items()},
+            "runs_dir": config.runs_dir.expanduser().absolute(),
+            "data": config.data.model_copy(update={"data_dir": _absolute(config.data.data_dir)}),
+        }
+    )
+
+
+def space_of(config: SearchConfig, family: Family[Any]) -> Space:
+    """The space that ``config`` searches; its ranges were checked when the config was made."""
+    return Space.of(family.Config, config.fixed, config.space)
+
+
+def continued(stored: SearchConfig, given: Mapping[str, Any]) -> SearchConfig:
+    """The stored search with the settings that were given this time; one not given stays as stored.
+
+    Raises:
+        UserError: a setting is wrong, or would change what the search is (:data:`IDENTITY`).
+    """
+    settings = stored.to_json()
+    for name, value in given.items():
+        if isinstance(value, Mapping) and isinstance(settings.get(name), Mapping):
+            settings[name] = {**settings[name], **value}
+        else:
+            settings[name] = value
+    for name in given.get("set") or {}:
+        settings["space"].pop(name, None)
+    for name in given.get("space") or {}:
+        settings["set"].pop(name, None)
+    wanted = make_config(settings)
+    problems = []
+    for name in IDENTITY:
+        old, new = getattr(stored, name), getattr(wanted, name)
+        if isinstance(old, DataOptions):
+            # Where the files lie may change; that they are the same files is seen by their fingerprint.
+            old, new = old.model_dump(exclude={"data_dir"}), new.model_dump(exclude={"data_dir"})
+        label = "set" if name == "fixed" else name
+        pairs = (
+            [(f"{label}.{key}", old.get(key), new.get(key)) for key in sorted({*old, *new})]
+            if isinstance(old, dict)
+            else [(label, old, new)]
+        )
+        problems += [
+            Problem(
+                label, now, f"the search {stored.name!r} has {before!r} there; choose another name for another search"
+            )
+            for label, before, now in pairs
+            if before != now
+        ]
+    if problems:
+        raise UserError(*problems)
+    return wanted
+
+
+def _try_config(kind: type[FamilyConfig], space: Space) -> None:
+    """The first trial's config, so that rules between fields are told before any work."""
+    try:
+        kind.model_validate({**space.fixed, **space.default()})
+    except ValidationError as error:
+        raise UserError.from_validation(error, prefix="set.") from error
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())

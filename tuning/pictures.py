@@ -1,0 +1,59 @@
+"""Pictures of a search that has ended, in its run folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from models.datasets import TrainingData
+    from tuning.results import SearchResult
+
+
+def draw(result: SearchResult, images: TrainingData) -> list[str]:
+    """Write ``figures/history.png`` and ``figures/reconstructions.png`` into the run folder.
+
+    The second shows ten validation images and the best trial's reconstructions, where its network encodes and decodes.
+
+    Returns:
+        What went wrong, one line for each picture that could not be drawn. Nothing is raised: the search has ended
+        well, whatever becomes of its pictures.
+    """
+    warnings = []
+    for name, make in (("history.png", _history), ("reconstructions.png", _reconstructions)):
+        try:
+            figure = make(result, images)
+            if figure is not None:
+                from analysis.figures import save
+
+                save(figure, result.run_dir / "figures" / name)
+        except Exception as error:
+            what = str(error).partition("\n")[0] or type(error).__name__
+            warnings.append(f"figures/{name} could not be drawn: {what}")
+    return warnings
+
+
+def _history(result: SearchResult, images: TrainingData) -> Figure:
+    from analysis.history import compute, plot
+
+    begun = [trial for trial in result.trials if trial.state != "queued"]
+    history = compute(
+        [trial.number for trial in begun],
+        [trial.state for trial in begun],
+        [trial.value for trial in begun],
+        result.objective.mode,
+    )
+    return plot(history, result.objective.metric)
+
+
+def _reconstructions(result: SearchResult, images: TrainingData) -> Figure | None:
+    """``None`` where there is no complete trial, or its family does not encode and decode."""
+    from analysis.reconstruction import compute, plot
+    from models.family import get_family
+
+    best = result.best
+    if best is None or not {"encode", "decode"} <= set(get_family(best.family).capabilities()):
+        return None
+    title = f"validation images, best trial {best.number}: {result.objective.metric} {best.value:.4g}"
+    return plot(compute(best.load().network, images.val.images), title)

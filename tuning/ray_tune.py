@@ -1,0 +1,231 @@
+"""Ray Tune behind the driver: thin adapters that carry its events to the driver and the driver's answers back.
+
+Ray Tune's own searchers, schedulers and restore are not used, since they tell Optuna that a stopped trial completed,
+forget rungs when a driver dies and cannot extend a finished run. Its part is the distributed one: actors, placement,
+recovery.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from models.datasets import TrainingData
+from models.errors import LatentuneError, StorageError, UserError
+from tuning.config import SearchConfig
+from tuning.driver import Driver, Message
+from tuning.trial import MESSAGE, Assignment, TrialActor
+
+WORKER_RESTARTS = 3
+"""Times that a trial is begun again, from its checkpoint, after its worker process died."""
+
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files of every trial: the study has it all
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # its own snapshot of the run is never read
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # search() handles signals
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class TuneSearcher(Searcher):  # type: ignore[misc]
+    """Asks the driver for trials."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self._driver = driver
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._driver.full:
+            return None
+        with _carried_to(self._driver):
+            trial = self._driver.next_trial()
+            if trial is not None:
+                path = self._driver.study.checkpoint_path(trial.number)
+                return {"number": trial.number, "config": trial.config, "seed": trial.seed, "checkpoint": str(path)}
+        return str(Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler hears it first, and with the reason."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see :meth:`save`."""
+
+
+class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Carries results to the driver, and its verdict back."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self._driver = driver
+        self.actors: dict[str, Any] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self.actors[trial.trial_id] = trial.temporary_state.ray_actor
+        return str(TrialScheduler.STOP if self._receive(trial, result) else TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        # Ray Tune brings a trial's last result here alone; one that the driver stopped comes a second time, unheard.
+        self._receive(trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        with _carried_to(self._driver):
+            error = trial.get_error()
+            reason = " ".join(str(error).split())[:300] if error else "no reason given"
+            self._driver.lost(trial.config["number"], f"its worker died {WORKER_RESTARTS + 1} times: {reason}")
+
+    def _receive(self, trial: Any, result: dict[str, Any]) -> bool:
+        verdict = [True]  # holds where our own code fails: then everything stops
+        with _carried_to(self._driver):
+            verdict.append(self._driver.receive(trial.config["number"], Message.from_json(result[MESSAGE])))
+        return verdict[-1]
+
+
+class TuneStopper(Stopper):  # type: ignore[misc]
+    """Ends the run when the driver says so. Ray Tune then tells nobody: live trials stay unfinished, as meant."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._driver.stopping
+
+
+@contextmanager
+def _carried_to(driver: Driver) -> Iterator[None]:
+    """An error in our own code ends the run and is raised at its end, instead of being logged as a trial's failure."""
+    try:
+        yield
+    except OSError as error:
+        driver.abort(StorageError(f"cannot write {driver.study.config.study_file}: {error.strerror or error}"))
+    except Exception as error:
+        driver.abort(error)
+
+
+@contextmanager
+def ray_session(config: SearchConfig) -> Iterator[None]:
+    """A connection to Ray: the one that is there, the cluster at ``address``, or a Ray of our own on this machine.
+
+    Raises:
+        UserError: the cluster cannot be reached, or can never give a trial what it asks for.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if config.address is None:
+                # A trial may ask for more cores than are free but not for more than there are; see check_resources.
+                ray.init(include_dashboard=False, **options)
+            else:
+                ray.init(address=config.address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if config.address is None:
+                raise LatentuneError(f"Ray could not be started: {error}") from error
+            raise UserError.of("--address", config.address, f"no Ray cluster answers there ({error})") from error
+    try:
+        _check_cluster(config)
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _check_cluster(config: SearchConfig) -> None:
+    there = ray.cluster_resources()
+    for label, name, wanted in (
+        ("--cpus-per-trial", "CPU", config.cpus_per_trial),
+        ("--gpus-per-trial", "GPU", config.gpus_per_trial),
+    ):
+        if wanted > there.get(name, 0):
+            raise UserError.of(label, wanted, f"at most {there.get(name, 0):g}, which is what Ray has of {name}")
+
+
+def concurrency(config: SearchConfig) -> int:
+    """Trials that run at a time: what was asked for, at most what Ray has room for."""
+    there = ray.cluster_resources()
+    room = int(there.get("CPU", 1) / config.cpus_per_trial + 1e-9)
+    if config.gpus_per_trial:
+        room = min(room, int(there.get("GPU", 0) / config.gpus_per_trial + 1e-9))
+    return max(1, min(room, config.max_concurrent or room))
+
+
+def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> None:
+    """Let Ray Tune run the driver's trials until there are no more, or the driver stops.
+
+    Raises:
+        Exception: what :meth:`Driver.abort` was told.
+    """
+    config = driver.study.config
+    scheduler = TuneScheduler(driver)
+    trainable = tune.with_resources(
+        tune.with_parameters(TrialActor, assignment=assignment, data=data),
+        {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial},
+    )
+    with (
+        _environment({**TUNE_SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": str(driver.max_concurrent)}),
+        _quiet(),
+        tempfile.TemporaryDirectory(prefix="latentune-") as scratch,
+    ):
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=TuneSearcher(driver), scheduler=scheduler, num_samples=-1, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name=config.name,
+                storage_path=scratch,
+                stop=TuneStopper(driver),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=WORKER_RESTARTS),
+            ),
+        ).fit()
+    if driver.error is not None:
+        raise driver.error
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's loggers at ERROR: what a user has to know is said by us."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,205 @@
+"""Results as tables on stdout."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from models.datasets import DATASETS
+from models.family import Family
+from models.space import bounds_text, ranges_of
+from tuning.config import SearchConfig
+from tuning.progress import better_sign, describe_params, number
+from tuning.replaying import Replay
+from tuning.results import SearchResult, Trial
+
+LEADERS = 5
+
+
+def print_result(result: SearchResult) -> None:
+    """The end of a search: leaderboard, where things are, and what to do next."""
+    console = _console()
+    counts = result.counts()
+    states = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "total")
+    ending = {
+        "finished": "",
+        "time budget": " - the time budget is used up",
+        "interrupted": " - stopped",
+    }[result.outcome]
+    console.print(f"{result.name}: {counts['total']} trials ({states}){ending}", highlight=False)
+    leaders = result.leaderboard()
+    if leaders:
+        console.print(_leaderboard(result, leaders[:LEADERS]))
+    else:
+        reasons = [f"trial {t.number}: {t.reason}" for t in result.trials if t.state == "failed"]
+        console.print("no trial is complete" + (f"; {reasons[-1]}" if reasons else ""), markup=False, highlight=False)
+    runs = _runs_option(result.config)
+    _line(console, "results", str(result.run_dir))
+    for picture in result.pictures:
+        _line(console, "picture", str(picture))
+    if result.outcome != "finished":
+        _line(console, "continue", continue_command(result.config))
+    elif leaders:
+        _line(console, "best", f"latentune best {result.name}{runs}")
+    if result.mlflow_run is not None:
+        _line(console, "open the UI", f"latentune ui{runs}{_tracking_option(result.config)}")
+
+
+def print_trials(result: SearchResult) -> None:
+    """All trials in order of number."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("trial", "state", result.objective.metric, "epochs", "seconds"):
+        table.add_column(column, justify="left" if column == "state" else "right")
+    table.add_column("proposed", overflow="fold")
+    for trial in result.trials:
+        seconds = (
+            f"{trial.finished_s - trial.started_s:.1f}"
+            if trial.finished_s is not None and trial.started_s is not None
+            else ""
+        )
+        table.add_row(str(trial.number), trial.state, number(trial.value), f"{trial.epochs:.3g}", seconds, _tail(trial))
+    _console().print(table)
+
+
+def print_best(result: SearchResult) -> None:
+    """The best trial, field by field."""
+    trial, console = result.best, _console()
+    assert trial is not None
+    _line(console, "trial", f"{trial.number} of {result.name}")
+    _line(console, result.objective.metric, f"{trial.value:.6g} ({better_sign(result.objective)})")
+    _line(console, "epochs", f"{trial.epochs:g}")
+    _line(console, "checkpoint", str(trial.checkpoint))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("field")
+    table.add_column("value", overflow="fold")
+    for name, value in trial.config.items():
+        table.add_row(name, str(value))
+    console.print(table)
+
+
+def print_replay(result: Replay) -> None:
+    """Record by record: same, or how far off."""
+    console = _console()
+    for record, difference in zip(result.stored, result.differences, strict=False):
+        verdict = "the same" if difference == 0 else f"differs by up to {difference:.3g}"
+        console.print(f"epoch {record.epoch:.4g}: {verdict}", highlight=False)
+    if result.identical:
+        console.print(f"trial {result.number} gives the same numbers again", highlight=False)
+    else:
+        console.print(f"trial {result.number} does not give the same numbers again", highlight=False)
+
+
+def describe_family(family: Family[Any]) -> dict[str, Any]:
+    """A family as JSON: objective, capabilities, and every field from its one definition."""
+    ranges = ranges_of(family.Config)
+    return {
+        "name": family.name,
+        "title": family.title,
+        "metric": family.objective.metric,
+        "mode": family.objective.mode,
+        "capabilities": list(family.capabilities()),
+        "fields": [
+            {
+                "name": name,
+                "default": info.get_default(call_default_factory=True),
+                "allowed": bounds_text(family.Config, name),
+                "searched": str(ranges[name]) if name in ranges else None,
+                "when": {k: list(v) for k, v in ranges[name].when.items()} if name in ranges else {},
+                "help": info.description,
+            }
+            for name, info in family.Config.model_fields.items()
+        ],
+    }
+
+
+def print_families(families: Sequence[Family[Any]]) -> None:
+    """One line a family."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("family", "ranked by", "can", "what it is"):
+        table.add_column(column, overflow="fold")
+    for family in families:
+        ranked = f"{family.objective.metric} ({better_sign(family.objective)})"
+        table.add_row(family.name, ranked, ", ".join(family.capabilities()), family.title)
+    _console().print(table)
+
+
+def print_family(family: Family[Any]) -> None:
+    """All fields of a family."""
+    known, console = describe_family(family), _console()
+    console.print(f"{family.name}: {family.title}", highlight=False)
+    console.print(f"ranked by {family.objective.metric}, {better_sign(family.objective)}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("field", "default", "searched", "allowed", "help"):
+        table.add_column(column, overflow="fold")
+    for field in known["fields"]:
+        condition = "; ".join(f"{k} is {' or '.join(map(str, v))}" for k, v in field["when"].items())
+        searched = (field["searched"] or "-") + (f" when {condition}" if condition else "")
+        table.add_row(field["name"], str(field["default"]), searched, field["allowed"], field["help"])
+    console.print(table)
+
+
+def print_datasets() -> None:
+    """One line a data set, and the forms for one's own."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("data set", "images", "size", "classes", "files", "source and licence"):
+        table.add_column(column, overflow="fold")
+    for name, info in DATASETS.items():
+        table.add_row(
+            name,
+            f"{info.train_images} + {info.test_images}",
+            f"{info.height}x{info.width}x{info.channels}",
+            str(len(info.class_names)),
+            "downloaded where missing" if info.needs_files else "none needed",
+            info.licence,
+        )
+    table.add_row("idx:FOLDER", "your own", "any", "any", "MNIST's four IDX files, plain or .gz", "")
+    table.add_row(
+        "images:FOLDER", "your own", "any", "any", "train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png", ""
+    )
+    _console().print(table)
+
+
+def continue_command(config: SearchConfig) -> str:
+    """The command that goes on with a search, as it can be typed."""
+    return f"latentune search {shlex.quote(config.family)} --name {config.name}{_runs_option(config)}"
+
+
+def _leaderboard(result: SearchResult, leaders: Sequence[Trial]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "trial", result.objective.metric, "epochs"):
+        table.add_column(column, justify="right")
+    table.add_column("proposed", overflow="fold")
+    for place, trial in enumerate(leaders, 1):
+        params = describe_params(trial.params)
+        table.add_row(str(place), str(trial.number), number(trial.value), f"{trial.epochs:g}", params)
+    return table
+
+
+def _tail(trial: Trial) -> str:
+    """What was proposed; behind it why the trial failed, if it did."""
+    params = describe_params(trial.params)
+    return f"{params}  {trial.reason}" if trial.state == "failed" else params
+
+
+def _line(console: Console, label: str, text: str) -> None:
+    # Printed without wrapping, so that a command or a path can be copied from a narrow terminal too.
+    console.print(f"{label + ':':<13}{text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _runs_option(config: SearchConfig) -> str:
+    from pathlib import Path
+
+    here = Path("runs").absolute()
+    return "" if config.runs_dir == here else f" --runs-dir {shlex.quote(str(config.runs_dir))}"
+
+
+def _tracking_option(config: SearchConfig) -> str:
+    return "" if config.tracking_uri is None else f" --tracking-uri {shlex.quote(config.tracking_uri)}"
+
+
+def _console() -> Console:
+    return Console()

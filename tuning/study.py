@@ -1,0 +1,335 @@
+"""The memory of a search: an Optuna study in which every trial, its curve, state and reason stand.
+
+What else there is (rungs, MLflow runs, progress, results) is derived from it. Times are UTC seconds in the study and
+seconds since the search began outside.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import uuid
+import warnings
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from models.datasets import DataSpec
+from models.errors import LatentuneError, StorageError, UserError
+from models.family import Family, Record
+from models.numerics import derive_seed
+from models.space import Choice, Int, Range
+from tuning.config import SearchConfig, space_of
+from tuning.results import State, Trial
+from tuning.samplers import make_sampler
+
+FIDELITY = 1000
+"""Optuna counts steps in whole numbers: ours are thousandths of an epoch, the same for every batch size."""
+
+STATES: dict[TrialState, State] = {
+    TrialState.WAITING: "queued",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+logger = logging.getLogger(__name__)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class SearchStudy:
+    """The study of one search, opened by the one process that runs it.
+
+    Attributes:
+        config: the search as it was begun, with the means of this run.
+        trials: every trial by number, kept up to date with what is told here.
+    """
+
+    def __init__(self, study: optuna.Study, config: SearchConfig, family: Family[Any], spec: DataSpec) -> None:
+        self.config, self.family, self.objective, self.spec = config, family, family.objective, spec
+        self.space = space_of(config, family)
+        self._study = study
+        self._handles: dict[int, optuna.Trial] = {}
+        self.trials = {trial.number: trial for trial in read_trials(study, config, family)}
+        self._left_grid = self._grid_left() if config.sampler == "grid" else None
+
+    @property
+    def id(self) -> str:
+        """Names this search among all others, wherever its folder is moved."""
+        return str(self._study.user_attrs["id"])
+
+    @property
+    def began(self) -> float:
+        """UTC time at which the search was first started."""
+        return float(self._study.user_attrs["began"])
+
+    def now(self) -> float:
+        """Seconds since the search began."""
+        return time.time() - self.began
+
+    @property
+    def total(self) -> int:
+        """Trials that the search will have."""
+        wanted = self.config.trials
+        if self._left_grid is not None:
+            grid = len([t for t in self.trials.values() if t.state != "queued"]) + len(self._left_grid)
+            return grid if wanted is None else min(wanted, grid)
+        return 20 if wanted is None else wanted
+
+    def ordered(self) -> list[Trial]:
+        """Every trial, in order of number."""
+        return [self.trials[number] for number in sorted(self.trials)]
+
+    def unfinished(self) -> list[Trial]:
+        """Trials that were running when an earlier run of the search ended."""
+        return [trial for trial in self.trials.values() if trial.state == "running"]
+
+    def propose(self) -> Trial | None:
+        """A new trial, running, or ``None`` where the search has all of its trials."""
+        if len([t for t in self.trials.values() if t.state != "queued"]) >= self.total:
+            return None
+        number = next((t.number for t in self.trials.values() if t.state == "queued"), len(self.trials))
+        if number == len(self.trials):
+            queued = (
+                self._next_grid_point()
+                if self._left_grid is not None
+                else self.space.default()
+                if number == 0
+                else None
+            )
+            if queued is not None:
+                self._study.enqueue_trial(queued)
+        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
+        handle = self._study.ask()
+        assert handle.number == number, "another process adds trials to this study"
+        return self._begin(handle)
+
+    def resume(self, number: int) -> Trial:
+        """An unfinished trial, to go on. Parameters that a crash left unproposed are proposed now."""
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
+        return self._begin(optuna.Trial(self._study, frozen._trial_id))
+
+    def report(self, number: int, record: Record) -> bool:
+        """Keep a record of a running trial; ``False`` where it was known (a trial that goes on tells its past)."""
+        trial = self.trials[number]
+        if trial.records and record.epoch <= trial.records[-1].epoch:
+            return False
+        now = self.now()
+        handle, step = self._handles[number], round(record.epoch * FIDELITY)
+        # The record first: a value without its record would be taken for one that is known.
+        handle.set_user_attr(f"record:{step:08d}", {**record.to_json(), "at": now})
+        value = record.metrics.get(self.objective.metric)
+        if value is not None:
+            handle.report(value, step)
+        self.trials[number] = replace(trial, records=(*trial.records, record), times=(*trial.times, now))
+        return True
+
+    def complete(self, number: int) -> None:
+        """Tell that a trial used its budget. Without any objective it has failed."""
+        value = self.trials[number].value
+        if value is None:
+            self.fail(number, "ended without reporting " + self.objective.metric)
+            return
+        self._end(number, "complete", None, TrialState.COMPLETE, value)
+
+    def prune(self, number: int, reason: str) -> None:
+        """Tell that a trial was stopped at a rung."""
+        self._end(number, "pruned", reason, TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        """Tell that a trial crashed, or became non-finite."""
+        self._end(number, "failed", reason, TrialState.FAIL)
+
+    def checkpoint_path(self, number: int) -> Path:
+        return checkpoint_path(self.config, number)
+
+    def _begin(self, handle: optuna.Trial) -> Trial:
+        params = self.space.walk(lambda name, known: _suggest(handle, name, known))
+        numerics = asdict(self.config.numerics())
+        handle.set_user_attr("numerics", numerics)
+        if "started" not in handle.user_attrs:
+            handle.set_user_attr("seed", derive_seed(self.config.seed, "trial", handle.number))
+            handle.set_user_attr("started", time.time())
+        self._handles[handle.number] = handle
+        known = self.trials.get(handle.number)
+        self.trials[handle.number] = trial = Trial(
+            number=handle.number,
+            state="running",
+            family=self.config.family,
+            objective=self.objective,
+            config=full_config(self.family, self.config, params),
+            params=params,
+            seed=handle.user_attrs["seed"],
+            numerics=numerics,
+            fingerprint=self.spec.fingerprint,
+            records=known.records if known else (),
+            times=known.times if known else (),
+            started_s=handle.user_attrs["started"] - self.began,
+            checkpoint=known.checkpoint if known else None,
+        )
+        return trial
+
+    def _end(self, number: int, state: State, reason: str | None, told: TrialState, value: float | None = None) -> None:
+        now = time.time()
+        handle = self._handles.pop(number)
+        if reason is not None:
+            handle.set_user_attr("reason", reason)
+        handle.set_user_attr("finished", now)
+        self._study.tell(handle, value, told)
+        path = self.checkpoint_path(number)
+        self.trials[number] = replace(
+            self.trials[number],
+            state=state,
+            reason=reason,
+            finished_s=now - self.began,
+            checkpoint=path if path.exists() else None,
+        )
+
+    def _grid_left(self) -> list[dict[str, Any]]:
+        """Grid points that no trial has; the default config comes first where it is one of them."""
+        taken = [_key(trial.params) for trial in self.trials.values()]
+        points = list(self.space.grid())
+        default = _key(self.space.default())
+        points.sort(key=lambda point: _key(point) != default)
+        return [point for point in points if _key(point) not in taken]
+
+    def _next_grid_point(self) -> dict[str, Any] | None:
+        return self._left_grid.pop(0) if self._left_grid else None
+
+
+def open_study(config: SearchConfig, family: Family[Any], spec: DataSpec) -> SearchStudy:
+    """The study of a search, created where there is none. The caller holds the search's lock.
+
+    Raises:
+        UserError: the images are not those that the search was begun with.
+        StorageError: the journal cannot be read or written.
+    """
+    path = config.study_file
+    # Only the search's driver writes, and we are it: a lock left behind by one that was killed would cost 30 seconds.
+    with suppress(FileNotFoundError):
+        Path(f"{path}.lock").unlink()
+    _cut_partial_line(path)
+    try:
+        study = optuna.create_study(
+            storage=_storage(path),
+            study_name=config.name,
+            direction="minimize" if family.objective.mode == "min" else "maximize",
+            load_if_exists=True,
+        )
+        if "id" not in study.user_attrs:
+            study.set_user_attr("began", time.time())
+            study.set_user_attr("data", spec.model_dump(mode="json"))
+            study.set_user_attr("id", uuid.uuid4().hex)
+        begun_with = study.user_attrs["data"]["fingerprint"]
+        if begun_with != spec.fingerprint:
+            raise UserError.of(
+                "--dataset",
+                f"{spec.source} ({spec.fingerprint[:12]})",
+                f"the search {config.name!r} was begun with other images ({begun_with[:12]}); choose another name",
+            )
+        study.set_user_attr("config", config.to_json())
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    return SearchStudy(study, config, family, spec)
+
+
+def load_study(path: Path) -> optuna.Study:
+    """The study in a journal file, for reading.
+
+    Raises:
+        LatentuneError: there is none, or it is not a study of ours.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        raise LatentuneError(f"{path.parent} holds no search")
+    try:
+        storage = _storage(path)
+        study = optuna.load_study(storage=storage, study_name=None)
+    except (OSError, ValueError, KeyError) as error:
+        raise LatentuneError(f"{path} cannot be read as a study: {error}") from error
+    if "config" not in study.user_attrs:
+        raise LatentuneError(f"{path} holds a study that latentune did not make")
+    return study
+
+
+def read_trials(study: optuna.Study, config: SearchConfig, family: Family[Any]) -> list[Trial]:
+    """All trials of a study, in order of number."""
+    attrs = study.user_attrs
+    began, fingerprint = attrs["began"], attrs["data"]["fingerprint"]
+    return [_read_trial(frozen, config, family, began, fingerprint) for frozen in study.get_trials(deepcopy=False)]
+
+
+def checkpoint_path(config: SearchConfig, number: int) -> Path:
+    """Where a trial's checkpoint is, or will be."""
+    return config.run_dir / "trials" / f"{number:04d}" / "checkpoint.pt"
+
+
+def full_config(family: Family[Any], config: SearchConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """Defaults, fixed values and proposed ones: the config of a trial, field by field."""
+    defaults = {name: info.get_default(call_default_factory=True) for name, info in family.Config.model_fields.items()}
+    return {**defaults, **config.fixed, **params}
+
+
+def _read_trial(
+    frozen: FrozenTrial, config: SearchConfig, family: Family[Any], began: float, fingerprint: str
+) -> Trial:
+    attrs = frozen.user_attrs
+    stored = [attrs[key] for key in sorted(key for key in attrs if key.startswith("record:"))]
+    params = dict(frozen.params or frozen.system_attrs.get("fixed_params", {}))
+    path = checkpoint_path(config, frozen.number)
+    return Trial(
+        number=frozen.number,
+        state=STATES[frozen.state],
+        family=config.family,
+        objective=family.objective,
+        config=full_config(family, config, params),
+        params=params,
+        seed=attrs.get("seed", derive_seed(config.seed, "trial", frozen.number)),
+        numerics=attrs.get("numerics", {}),
+        fingerprint=fingerprint,
+        records=tuple(Record(**{k: v for k, v in item.items() if k != "at"}) for item in stored),
+        times=tuple(item["at"] for item in stored),
+        reason=attrs.get("reason"),
+        started_s=attrs["started"] - began if "started" in attrs else None,
+        finished_s=attrs["finished"] - began if "finished" in attrs else None,
+        checkpoint=path if path.exists() else None,
+    )
+
+
+def _suggest(handle: optuna.Trial, name: str, known: Range) -> Any:
+    if isinstance(known, Choice):
+        return handle.suggest_categorical(name, known.options)
+    if isinstance(known, Int):
+        return handle.suggest_int(name, known.low, known.high, log=known.log, step=known.step)
+    return handle.suggest_float(name, known.low, known.high, log=known.log, step=known.step)
+
+
+def _storage(path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _key(params: dict[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True)
+
+
+def _cut_partial_line(path: Path) -> None:
+    """Drop a last line that a full disk or a power cut left unfinished: nothing behind it could be read any more."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        logger.warning("%s: dropped %d bytes of an unfinished entry at its end", path, len(content) - end)
+        with path.open("r+b") as file:
+            file.truncate(end)
+            os.fsync(file.fileno())

@@ -1,0 +1,144 @@
+"""What runs on a worker: one trial after another in a warm process, each resumed from its checkpoint if it has one."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from ray import tune
+
+from models import checkpoint
+from models.datasets import TrainingData
+from models.errors import CheckpointError, LatentuneError, NonFiniteError, StorageError, UserError
+from models.family import Record, get_family
+from models.numerics import Numerics
+from models.training import Budget, DataOnDevice, Training, fit, start
+from tuning.driver import Message
+
+logger = logging.getLogger(__name__)
+
+MESSAGE = "latentune"
+"""Key of our message in a Ray Tune result."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What all trials of a search share."""
+
+    family: str
+    budget: Budget
+    numerics: Numerics
+
+
+def train_trial(
+    assignment: Assignment, data: DataOnDevice, config: dict[str, Any], seed: int, path: Path
+) -> Iterator[Message]:
+    """Run one trial, yielding a message at each record; the last one says how it ended. Never raises.
+
+    Args:
+        config: the family's config, field by field.
+        path: the trial's checkpoint; where it exists the trial goes on from it.
+    """
+    try:
+        yield from _run(assignment, data, config, seed, path)
+    except StorageError as error:
+        yield Message((), "storage", str(error))
+    except (NonFiniteError, UserError, ValidationError) as error:
+        yield Message((), "failed", _one_line(error))
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        torch.cuda.empty_cache()
+        yield Message((), "failed", f"out of memory: {_one_line(error)}")
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "CUDA error" in str(error):
+            raise  # the device context is broken: only a new process helps
+        log = path.parent / "error.txt"
+        with suppress(LatentuneError):
+            checkpoint.write_atomically(log, traceback.format_exc().encode())
+        yield Message((), "failed", f"{type(error).__name__}: {_one_line(error)} (traceback: {log})")
+
+
+def _run(
+    assignment: Assignment, data: DataOnDevice, config: dict[str, Any], seed: int, path: Path
+) -> Iterator[Message]:
+    family = get_family(assignment.family)
+    past = _read_past(path, data)
+    if past is not None and past["training"] is None:
+        # It had ended, and the driver died before it was told.
+        yield Message(tuple(Record(**record) for record in past["records"]), "complete")
+        return
+    training = start(
+        family,
+        family.Config.model_validate(config),
+        data,
+        assignment.budget,
+        seed=seed,
+        numerics=assignment.numerics,
+        state=past and past["training"],
+    )
+    records = tuple(training.records)
+    for record in fit(training):
+        records = (*records, record)
+        _save(training, assignment.family, path)
+        yield Message(records, "complete" if training.finished else "running")
+        records = ()
+    if records:  # resumed at its very end
+        yield Message(records, "complete")
+
+
+def _save(training: Training, family: str, path: Path) -> None:
+    checkpoint.save(path, training, family=family, resumable=not training.finished)
+
+
+def _read_past(path: Path, data: DataOnDevice) -> dict[str, Any] | None:
+    """The trial's checkpoint, or ``None`` where it begins afresh. A damaged one is set aside, not deleted."""
+    if not path.exists():
+        return None
+    try:
+        past = checkpoint.read(path)
+    except CheckpointError as error:
+        logger.warning("starting the trial again: %s", error)
+        path.rename(path.with_suffix(".damaged"))
+        return None
+    if past["data"]["fingerprint"] != data.spec.fingerprint:
+        raise UserError.of("--dataset", path.parent.name, "the images are not the ones that this trial began with")
+    return past
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+class TrialActor(tune.Trainable):  # type: ignore[misc]
+    """Ray Tune's side of :func:`train_trial`; an actor keeps process and data from one trial to the next."""
+
+    def setup(self, config: dict[str, Any], assignment: Assignment, data: TrainingData) -> None:
+        self._assignment = assignment
+        self._data = DataOnDevice(data, assignment.numerics.device)
+        self._messages: Iterator[Message] = iter(())
+        self.reset_config(config)
+
+    def reset_config(self, config: dict[str, Any]) -> bool:
+        self._messages = train_trial(
+            self._assignment, self._data, config["config"], config["seed"], Path(config["checkpoint"])
+        )
+        return True
+
+    def step(self) -> dict[str, Any]:
+        message = next(self._messages)
+        return {MESSAGE: message.to_json(), "done": message.state != "running"}
+
+    def cleanup(self) -> None:
+        self._messages = iter(())
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a trial's checkpoint is written at every record, where the search can find it without Ray."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: see :meth:`save_checkpoint`."""

@@ -1,0 +1,86 @@
+"""MLflow's server on the store of a runs folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from models.errors import LatentuneError, UserError
+
+START_S = 120.0
+"""MLflow imports for seconds, and a new database is migrated first."""
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+
+def serve(runs_dir: Path, tracking_uri: str | None, host: str, port: int, say: Callable[[str], None]) -> int:
+    """Run the server until it ends or Ctrl-C; its exit code.
+
+    Raises:
+        UserError: nothing is tracked there, the address is a server's, or the port is taken.
+        LatentuneError: the server did not come up.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is not None and uri.startswith(("http://", "https://")):
+        say(f"the searches are on a server already: {uri}")
+        return 0
+    runs_dir = runs_dir.expanduser().absolute()
+    if uri is None:
+        if not (runs_dir / "mlflow.db").exists():
+            raise UserError.of("--runs-dir", str(runs_dir), "holds no tracked searches (no mlflow.db)")
+        uri = f"sqlite:///{runs_dir / 'mlflow.db'}"
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError.of("--port", port, f"cannot listen on {host}: {error.strerror}; choose another") from error
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)),
+        *("--workers", "1", "--artifacts-destination", str(runs_dir / "mlartifacts")),
+    ]
+    server = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments as a list
+        command, env={**os.environ, **SETTINGS}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        url = f"http://{host}:{port}"
+        _wait(server, url)
+        say(f"MLflow UI: {url}  (Ctrl-C ends it)")
+        server.communicate()
+        return server.returncode
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if server.poll() is None:
+            server.terminate()
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def _wait(server: subprocess.Popen[str], url: str) -> None:
+    began = time.monotonic()
+    while time.monotonic() - began < START_S:
+        if server.poll() is not None:
+            assert server.stderr is not None
+            lines = server.stderr.read().strip().splitlines()
+            raise LatentuneError(f"the MLflow server ended at once: {lines[-1] if lines else server.returncode}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310 - our own http address
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise LatentuneError(f"the MLflow server did not answer at {url} within {START_S:.0f} s")
