@@ -36,6 +36,10 @@ from models.training import Training
 FORMAT = "latentune-checkpoint"
 VERSION = 1
 
+UMASK = os.umask(0o077)
+"""The process's umask, which the system tells only to who sets it: hence once, before there are threads."""
+os.umask(UMASK)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -94,6 +98,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~UMASK)  # as `open` would; mkstemp lets nobody else read
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except OSError as error:

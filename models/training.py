@@ -57,7 +57,9 @@ class ImagesOnDevice:
         with warnings.catch_warnings():
             # Shared memory is read-only, which torch warns of; batches are copies, and nothing else is ever written.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            self.images = torch.from_numpy(images.images).to(device)
+            # Flat and back: strides of dimensions of size 1 pick between kernels whose last digits differ, and they are
+            # other ones after a way through Ray.
+            self.images = torch.from_numpy(images.images).reshape(-1).view(images.images.shape).to(device)
             self.labels = torch.from_numpy(images.labels).to(device)
 
     def __len__(self) -> int:

@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from models.datasets import DataOptions, load_training_data
 from models.training import DataOnDevice
+
+settings.register_profile("latentune", deadline=None)  # how long an example takes says what else runs here
+settings.load_profile("latentune")
 
 _VARIABLE = "LATENTUNE_TEST_DATA"
 

@@ -254,7 +254,7 @@ def _run(config: SearchConfig, images: TrainingData, *, progress: str, pictures:
             result = SearchResult(
                 config, family.objective, tuple(map(_at_rest, study.ordered())), driver.outcome, driver.signal
             )
-            if pictures and result.best is not None:
+            if pictures and any(trial.finished_s is not None for trial in result.trials):
                 from tuning.pictures import draw
 
                 outcome_warnings += draw(result, images)

@@ -33,7 +33,8 @@ def main() -> None:
     from models.errors import LatentuneError, UserError
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # gives the code of a typer.Exit instead of raising it
+        sys.exit(code if isinstance(code, int) else 0)
     except UserError as error:
         _say("[bold red]cannot do that:[/]" if len(error.problems) == 1 else "[bold red]cannot do that, because of:[/]")
         for problem in error.problems:
@@ -42,8 +43,6 @@ def main() -> None:
     except LatentuneError as error:
         _say(f"error: {error}", markup=False)
         sys.exit(2 if type(error).__name__ == "SearchLockedError" else 1)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

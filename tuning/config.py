@@ -116,11 +116,9 @@ class SearchConfig(BaseModel):
         """
         assert self.min_epochs is not None, "with_lowest_rung() comes first"
         rungs: list[float] = []
-        epoch = self.max_epochs / self.reduction_factor
-        while epoch >= self.min_epochs * (1 - 1e-9):
-            rungs.insert(0, round(epoch, 6))
-            epoch /= self.reduction_factor
-        return tuple(rungs)
+        while (epoch := self.max_epochs / self.reduction_factor ** (len(rungs) + 1)) >= self.min_epochs * (1 - 1e-9):
+            rungs.append(epoch)
+        return tuple(reversed(rungs))
 
     def budget(self) -> Budget:
         """A trial's budget, reporting at every rung."""

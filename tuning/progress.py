@@ -134,14 +134,17 @@ class LiveView:
     def _draw(self) -> RenderableType:
         tally = self._tally
         head = Table.grid(padding=(0, 1))
+        for _ in range(4):
+            head.add_column(no_wrap=True)
+        counts = ((state, tally.count(state)) for state in ("complete", "pruned", "failed"))
         head.add_row(
-            Text(self._name, style="bold"),
-            ProgressBar(total=max(tally.total, 1), completed=len(tally.ended), width=24),
+            ProgressBar(total=max(tally.total, 1), completed=len(tally.ended), width=20),
             f"{len(tally.ended)}/{tally.total}",
-            "  ".join(f"[{STYLE[state]}]{tally.count(state)} {state}[/]" for state in ("complete", "pruned", "failed")),
+            "  ".join(f"[{STYLE[state]}]{count} {state}[/]" for state, count in counts if count),
             _left(tally.seconds_left()),
         )
-        parts: list[RenderableType] = [Text(self._what, style="dim"), head]
+        title = Text.assemble((self._name, "bold"), (f"  {self._what}", "dim"))
+        parts: list[RenderableType] = [title, head]
         best = tally.best
         if best is not None:
             parts.append(

@@ -73,10 +73,8 @@ class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
     def __init__(self, driver: Driver) -> None:
         super().__init__()
         self._driver = driver
-        self.actors: dict[str, Any] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        self.actors[trial.trial_id] = trial.temporary_state.ray_actor
         return str(TrialScheduler.STOP if self._receive(trial, result) else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:

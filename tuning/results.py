@@ -180,7 +180,7 @@ class SearchResult:
                 "config": best.config,
                 "checkpoint": str(best.checkpoint),
             },
-            "epochs_trained": sum(trial.epochs for trial in self.trials),
+            "epochs_trained": round(sum(trial.epochs for trial in self.trials), 6),
             "wall_s": round(self.wall_s, 3),
             "run_dir": str(self.run_dir),
             "mlflow": self.mlflow_run,
