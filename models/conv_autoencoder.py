@@ -122,6 +122,8 @@ class ConvAutoencoder(nn.Module):
 
 
 class ConvAutoencoderFamily(Family[ConvAutoencoderConfig]):
+    """The convolutional autoencoder as a family, ranked by its squared error per pixel."""
+
     name = "conv_autoencoder"
     title = "convolutional autoencoder, three strided convolutions and a latent code"
     Config = ConvAutoencoderConfig
