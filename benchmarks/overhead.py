@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [--trials 200] [--concurrent 2]
 
-Prints one JSON object. ``seconds_a_trial`` is the median time from one trial's end to the next one's, of which Ray's start
-and the first imports of the workers are not part; ``wall_s`` is the whole run with them.
+Prints one JSON object. ``seconds_a_trial`` is the median time from one trial's end to the next one's, of which Ray's
+start and the first imports of the workers are not part; ``wall_s`` is the whole run with them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-os.chdir(Path(__file__).parents[1])
 
 from tuning import search
 
@@ -28,6 +25,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--concurrent", type=int, default=2)
     arguments = parser.parse_args()
+    os.chdir(Path(__file__).parents[1])  # where the import path of the family begins
     with tempfile.TemporaryDirectory() as runs_dir:
         began = time.perf_counter()
         result = search(
@@ -45,7 +43,7 @@ def main() -> None:
         )
         wall = time.perf_counter() - began
     ends = sorted(trial.finished_s for trial in result.trials if trial.finished_s is not None)
-    gaps = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(ends)]
     print(
         json.dumps(
             {

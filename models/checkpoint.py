@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no such file") from None
     except Exception as error:  # there is no end to what a damaged file makes zipfile and the unpickler raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to load it all the same
+            reason = "it holds more than tensors and plain values, or is cut off"
         raise CheckpointError(f"{path}: not a latentune checkpoint, or damaged ({reason})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a torch file, but not a latentune checkpoint")
@@ -156,6 +159,7 @@ def load(path: str | Path, family: Family[Any] | None = None) -> Trained:
     try:
         config = family.Config.model_validate(content["config"])
         spec = DataSpec.model_validate(content["data"])
+        family.check(config, spec)
         network = family.build(config, spec)
         network.load_state_dict(content["weights"])
         record = Record(**content["record"])

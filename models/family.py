@@ -168,6 +168,8 @@ def get_family(name: str) -> Family[Any]:
         family = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: `:A`, `.a:A`
         raise UserError.of("family", name, f"cannot be imported: {error}") from error
+    except Exception as error:  # whatever is wrong in a user's file
+        raise UserError.of("family", name, f"cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(family, type) and issubclass(family, Family)) or inspect.isabstract(family):
         raise UserError.of("family", name, "must be a class derived from models.family.Family")
     return family()

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from models.errors import Problem, ProblemCollector, StorageError, UserError, did_you_mean
+from models.datasets import DataOptions
+from models.errors import CheckpointError, Problem, ProblemCollector, StorageError, UserError, did_you_mean
 from models.family import get_family
-from tuning.config import SearchConfig, continued, make_config, space_of
+from tuning.config import SearchConfig, continued, make_config, runs_folder, space_of
 from tuning.lock import is_running, search_lock
 from tuning.results import SearchResult, Trial
 
@@ -62,16 +63,22 @@ def search(
         SearchLockedError: another process runs this search.
         StorageError: the run folder cannot be written (any more); what was told before is kept.
     """
-    given = settings if family is None else {**settings, "family": family}
-    data = {"source": dataset, "data_dir": None if data_dir is None else str(data_dir)}
-    data = {**given.get("data", {}), **{key: value for key, value in data.items() if value is not None}}
-    if data:
-        given["data"] = data
     began = time.perf_counter()
-    config, images = _prepare(given)
+    config, images = _prepare(_together(family, dataset, data_dir, settings))
     config = config.with_lowest_rung(len(images.train.labels))
     with search_lock(config.run_dir):
         return _run(config, images, progress=progress, pictures=pictures, began=began)
+
+
+def check(
+    family: str | None = None, *, dataset: str | None = None, data_dir: str | Path | None = None, **settings: Any
+) -> None:
+    """Whether :func:`search` can begin with these arguments.
+
+    Raises:
+        UserError: as :func:`search` would.
+    """
+    _prepare(_together(family, dataset, data_dir, settings))
 
 
 def load_search(name: str, runs_dir: str | Path = "runs") -> SearchResult:
@@ -82,7 +89,7 @@ def load_search(name: str, runs_dir: str | Path = "runs") -> SearchResult:
     """
     from tuning.study import load_study, read_trials
 
-    config = _stored_config(Path(runs_dir).expanduser().absolute(), name)
+    config = _stored_config(runs_folder(runs_dir), name)
     family = get_family(config.family)
     trials = read_trials(load_study(config.study_file), config, family)
     idle = not is_running(config.run_dir)
@@ -101,9 +108,11 @@ def export_best(result: SearchResult, path: Path) -> None:
 
     Raises:
         UserError: the file is there already, or cannot be written.
+        CheckpointError: somebody has deleted the checkpoint.
     """
     assert result.best is not None
-    assert result.best.checkpoint is not None
+    if result.best.checkpoint is None:
+        raise CheckpointError(f"the checkpoint of trial {result.best.number} in {result.run_dir} is gone")
     if path.exists():
         raise UserError.of("--export", str(path), "exists already; name a new file")
     try:
@@ -114,7 +123,19 @@ def export_best(result: SearchResult, path: Path) -> None:
 
 def list_searches(runs_dir: str | Path = "runs") -> list[str]:
     """Names of the searches in a folder, sorted."""
-    return sorted(path.parent.name for path in Path(runs_dir).expanduser().glob("*/study.journal"))
+    return sorted(path.parent.name for path in runs_folder(runs_dir).glob("*/study.journal"))
+
+
+def _together(
+    family: str | None, dataset: str | None, data_dir: str | Path | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """All that was given, as settings."""
+    given = settings if family is None else {**settings, "family": family}
+    data = {"source": dataset, "data_dir": None if data_dir is None else str(data_dir)}
+    data = {key: value for key, value in data.items() if value is not None}
+    if data and isinstance(given.get("data", {}), Mapping | DataOptions):  # else make_config says what it must be
+        given["data"] = {**dict(given.get("data", {})), **data}
+    return given
 
 
 def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
@@ -136,6 +157,9 @@ def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
         _check_device(known)
     with problems.gather():
         _check_run_dir(known)
+    if problems.problems and known.name:
+        with suppress(OSError):  # it was there before, with something in it
+            known.run_dir.rmdir()
     problems.raise_if_any()
     assert config is not None
     assert images is not None
@@ -146,14 +170,16 @@ def _valid_ones(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are valid on their own."""
     valid: dict[str, Any] = {}
     for name in given.keys() & {"data", "runs_dir", "address", "cpus_per_trial", "gpus_per_trial"}:
-        with suppress(ValidationError):
+        with suppress(ValidationError, UserError):
             valid[name] = getattr(SearchConfig.model_validate({"family": "", name: given[name]}), name)
+            if name == "runs_dir":
+                valid[name] = runs_folder(valid[name])
     return valid
 
 
 def _settle(given: Mapping[str, Any]) -> SearchConfig:
     """The config of this run: a fresh search's, or a stored one's with what was given this time."""
-    name, runs_dir = given.get("name"), Path(str(given.get("runs_dir", "runs"))).expanduser().absolute()
+    name, runs_dir = given.get("name"), runs_folder(str(given.get("runs_dir", "runs")))
     if isinstance(name, str) and name in list_searches(runs_dir):
         stored = _stored_config(runs_dir, name)
         return continued(stored, {**given, "runs_dir": str(runs_dir)})
@@ -274,10 +300,15 @@ def _train(driver: Driver, images: TrainingData, reinstall: Callable[[], None]) 
     from tuning.trial import Assignment
 
     config = driver.study.config
-    with ray_session(config):
-        reinstall()  # Ray puts a SIGTERM handler of its own in place of ours
-        driver.max_concurrent = concurrency(config)
-        run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images)
+    try:
+        with ray_session(config):
+            reinstall()  # Ray puts a SIGTERM handler of its own in place of ours
+            driver.max_concurrent = concurrency(config)
+            run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images)
+    except SystemExit as end:  # what that one does, while Ray starts
+        if end.code != signal.SIGTERM:
+            raise
+        driver.interrupt(signal.SIGTERM)
 
 
 @contextmanager
@@ -321,4 +352,4 @@ def _pictures(config: SearchConfig) -> tuple[Path, ...]:
     return tuple(sorted((config.run_dir / "figures").glob("*.png")))
 
 
-__all__ = ["SearchResult", "StorageError", "list_searches", "load_search", "search"]
+__all__ = ["SearchResult", "StorageError", "check", "list_searches", "load_search", "search"]

@@ -68,18 +68,18 @@ def search(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="See `latentune datasets`; idx:FOLDER; images:FOLDER.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials in all [default: 20, or the whole grid].")] = None,
-    max_epochs: Annotated[float | None, typer.Option(help="Full budget of a trial [default: 9].")] = None,
-    min_epochs: Annotated[float | None, typer.Option(help="Lowest rung [default: 1/3].")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all (default 20, or the whole grid).")] = None,
+    max_epochs: Annotated[float | None, typer.Option(help="Full budget of a trial (default 9).")] = None,
+    min_epochs: Annotated[float | None, typer.Option(help="Lowest rung (default 1/3, more for few images).")] = None,
     reduction_factor: Annotated[
-        int | None, typer.Option(help="One trial in so many passes a rung [default: 3].")
+        int | None, typer.Option(help="One trial in so many passes a rung (default 3).")
     ] = None,
     patience: Annotated[int | None, typer.Option(help="End a trial after so many epochs without improvement.")] = None,
     name: Annotated[str | None, typer.Option(help="A new search's name, or the one to go on with.")] = None,
-    runs_dir: Annotated[Path | None, typer.Option(help="Where searches are kept [default: runs].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides everything random [default: 0].")] = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe, gp, random, grid or qmc [default: tpe].")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="asha, hyperband, median or none [default: asha].")] = None,
+    runs_dir: Annotated[Path | None, typer.Option(help="Where searches are kept (default runs).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random (default 0).")] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, gp, random, grid or qmc (default tpe).")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="asha, hyperband, median or none (default asha).")] = None,
     fixed: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE: hold a field.")] = None,
     space: Annotated[
         list[str] | None,
@@ -87,17 +87,17 @@ def search(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="search.yaml with any of these; options here win.")] = None,
     time_budget: Annotated[str | None, typer.Option(help="End this run after 90s, 30m or 2h.")] = None,
-    cpus_per_trial: Annotated[float | None, typer.Option(help="Cores (and threads) a trial [default: 1].")] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(help="Cores (and threads) a trial (default 1).")] = None,
     gpus_per_trial: Annotated[
-        float | None, typer.Option(help="GPUs a trial; a fraction shares one [default: 0].")
+        float | None, typer.Option(help="GPUs a trial; a fraction shares one (default 0).")
     ] = None,
-    max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time [default: as many as fit].")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time (default as many as fit).")] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on so many images.")] = None,
-    val_images: Annotated[int | None, typer.Option(help="Validate on so many [default: a fifth as many].")] = None,
+    val_images: Annotated[int | None, typer.Option(help="Validate on so many (default a fifth as many).")] = None,
     val_split: Annotated[
-        str | None, typer.Option(help="random, or first for the first images [default: random].")
+        str | None, typer.Option(help="random, or first for the first images (default random).")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 [default: float32].")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 (default float32).")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store or server; none for no tracking.")] = None,
     as_json: AsJson = False,
@@ -107,7 +107,7 @@ def search(
 
     The same command again continues the search of that [bold]--name[/]: after Ctrl-C, a crash, or with more --trials.
     """
-    from models.errors import ProblemCollector, UserError
+    from models.errors import ProblemCollector
     from tuning.config import read_yaml
 
     problems = ProblemCollector()
@@ -120,8 +120,10 @@ def search(
             field, equals, value = item.partition("=")
             if not (field and equals and value):
                 problems.add(f"--{option}", item, f"write it as FIELD={'VALUE' if option == 'set' else 'RANGE'}")
+                continue
             pairs[option][field] = value
-    problems.raise_if_any()
+    for key in settings.keys() & {"progress", "pictures"}:  # arguments of search() beside the settings
+        problems.add(key, settings.pop(key), "is no setting of a search")
     options = {
         "family": family,
         "trials": trials,
@@ -152,16 +154,23 @@ def search(
     }
     nested: dict[str, dict[str, Any]] = {"data": data, **pairs}
     for key, parts in nested.items():
-        if wanted := {k: v for k, v in parts.items() if v is not None}:
+        wanted = {k: v for k, v in parts.items() if v is not None}
+        if wanted and isinstance(settings.get(key) or {}, dict):
             settings[key] = {**(settings.get(key) or {}), **wanted}
-    if not settings.get("family") and not settings.get("name"):
-        raise UserError.of(
-            "FAMILY", None, "say what to search: latentune search conv_autoencoder (see latentune families)"
-        )
 
+    from tuning.api import check
     from tuning.api import search as run_search
     from tuning.report import print_result
 
+    if not settings.get("family") and not settings.get("name"):
+        if not problems.problems:  # else the family may stand in a file that could not be read
+            problems.add(
+                "FAMILY", None, "say what to search: latentune search conv_autoencoder (see latentune families)"
+            )
+    elif problems.problems:  # nothing will run; what else is wrong is told with it
+        with problems.gather():
+            check(**settings)
+    problems.raise_if_any()
     result = run_search(settings.pop("family", None), progress="none" if quiet or as_json else "auto", **settings)
     for warning in result.warnings:
         _say(f"warning: {warning}", markup=False)
@@ -267,7 +276,7 @@ def datasets(as_json: AsJson = False) -> None:
 def ui(
     runs_dir: RunsDir = RUNS,
     tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow database to show [default: the one in runs-dir].")
+        str | None, typer.Option(help="MLflow database to show (default the one in runs-dir).")
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback opens it to others.")

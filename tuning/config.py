@@ -35,7 +35,7 @@ class SearchConfig(BaseModel):
     fixed when the search begins. The others may be changed each time it is continued.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: str = Field(description="family name, or your own as package.module:Class")
     data: DataOptions = Field(DataOptions(), description="data set and its split")
@@ -71,6 +71,16 @@ class SearchConfig(BaseModel):
         if name and not NAME.fullmatch(name):
             raise ValueError("letters, digits, dot, dash and underscore, at most 100, not beginning with a dot")
         return name
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        if uri is not None and re.search(r"://[^/@]*:[^/@]*@", uri):
+            raise ValueError(
+                "must not hold a password, which would be stored with the search: set MLFLOW_TRACKING_URI, or "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
+            )
+        return uri
 
     @field_validator("time_budget", mode="before")
     @classmethod
@@ -197,17 +207,22 @@ def make_config(settings: Mapping[str, Any]) -> SearchConfig:
                 problem = Problem(
                     problem.field, problem.value, f"no such setting; {did_you_mean(problem.field, known)}"
                 )
+            if problem.field == "tracking_uri":
+                problem = Problem(problem.field, without_password(str(problem.value)), problem.allowed)
             problems.problems.append(problem)
     if config is not None and config.min_epochs is not None and config.min_epochs > config.max_epochs:
         problems.add("min_epochs", config.min_epochs, f"must be at most max_epochs ({config.max_epochs:g})")
     fixed, ranges = settings.get("set") or {}, settings.get("space") or {}
-    if isinstance(settings.get("family"), str) and isinstance(fixed, Mapping) and isinstance(ranges, Mapping):
+    if isinstance(settings.get("family"), str) and _has_words(fixed) and _has_words(ranges):
         with problems.gather():
             family = get_family(settings["family"])
             searched = Space.of(family.Config, fixed, ranges)
             _try_config(family.Config, searched)
             if settings.get("sampler") == "grid":
                 next(searched.grid())
+    runs_dir: Path | None = None
+    with problems.gather():
+        runs_dir = None if config is None else runs_folder(config.runs_dir)
     problems.raise_if_any()
     assert config is not None
     assert searched is not None
@@ -215,7 +230,7 @@ def make_config(settings: Mapping[str, Any]) -> SearchConfig:
         update={
             "fixed": dict(searched.fixed),
             "space": {name: str(known) for name, known in searched.ranges.items()},
-            "runs_dir": config.runs_dir.expanduser().absolute(),
+            "runs_dir": runs_dir,
             "data": config.data.model_copy(update={"data_dir": _absolute(config.data.data_dir)}),
         }
     )
@@ -232,18 +247,25 @@ def continued(stored: SearchConfig, given: Mapping[str, Any]) -> SearchConfig:
     Raises:
         UserError: a setting is wrong, or would change what the search is (:data:`IDENTITY`).
     """
+    problems = ProblemCollector()
+    if given.get("family", stored.family) != stored.family:
+        problems.add("family", given["family"], _differs(stored, stored.family))
+        # Its fields are not those of the stored family; what else differs is told with it.
+        given = {name: value for name, value in given.items() if name not in ("family", "set", "space")}
     settings = stored.to_json()
     for name, value in given.items():
         if isinstance(value, Mapping) and isinstance(settings.get(name), Mapping):
             settings[name] = {**settings[name], **value}
         else:
             settings[name] = value
-    for name in given.get("set") or {}:
-        settings["space"].pop(name, None)
-    for name in given.get("space") or {}:
-        settings["set"].pop(name, None)
-    wanted = make_config(settings)
-    problems = []
+    if _has_words(settings["set"]) and _has_words(settings["space"]):  # else that is what make_config tells
+        for name in given.get("set") or {}:
+            settings["space"].pop(name, None)
+        for name in given.get("space") or {}:
+            settings["set"].pop(name, None)
+    wanted = stored
+    with problems.gather():
+        wanted = make_config(settings)
     for name in IDENTITY:
         old, new = getattr(stored, name), getattr(wanted, name)
         if isinstance(old, DataOptions):
@@ -255,16 +277,15 @@ def continued(stored: SearchConfig, given: Mapping[str, Any]) -> SearchConfig:
             if isinstance(old, dict)
             else [(label, old, new)]
         )
-        problems += [
-            Problem(
-                label, now, f"the search {stored.name!r} has {before!r} there; choose another name for another search"
-            )
-            for label, before, now in pairs
-            if before != now
-        ]
-    if problems:
-        raise UserError(*problems)
+        for label, before, now in pairs:
+            if before != now:
+                problems.add(label, now, _differs(stored, before))
+    problems.raise_if_any()
     return wanted
+
+
+def _differs(stored: SearchConfig, value: object) -> str:
+    return f"the search {stored.name!r} has {value!r} there; choose another name for another search"
 
 
 def _try_config(kind: type[FamilyConfig], space: Space) -> None:
@@ -275,5 +296,34 @@ def _try_config(kind: type[FamilyConfig], space: Space) -> None:
         raise UserError.from_validation(error, prefix="set.") from error
 
 
+def without_password(text: str) -> str:
+    """A text with its addresses, but no user names and passwords in them.
+
+    >>> without_password("no answer from https://me:secret@host/path")
+    'no answer from https://host/path'
+    """
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
+def runs_folder(given: str | Path) -> Path:
+    """The absolute path of a folder of searches.
+
+    Raises:
+        UserError: it begins with the home of a user who does not exist.
+    """
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError.of("--runs-dir", str(given), "must be a folder: there is no such user") from error
+
+
+def _has_words(given: object) -> bool:
+    """Whether something is a mapping from words, as ``set`` and ``space`` must be."""
+    return isinstance(given, Mapping) and all(isinstance(name, str) for name in given)
+
+
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())
+    try:
+        return None if path is None else str(Path(path).expanduser().absolute())
+    except RuntimeError:  # no such user in ~user: told by whoever reads the files
+        return path

@@ -54,7 +54,9 @@ class Driver:
     ) -> None:
         self.study, self.max_concurrent, self.deadline = study, max_concurrent, deadline
         self._listeners = listeners
-        self._rule = make_rule(study.config, study.objective, study.trials.values())
+        # Verdicts that an earlier run died on, after the report and before its trial was told to have stopped.
+        self._overdue: dict[int, str | None] = {}
+        self._rule = make_rule(study.config, study.objective, study.trials.values(), self._overdue)
         self._unfinished = study.unfinished()
         self._live: set[int] = set()
         self.signal: int | None = None
@@ -112,19 +114,18 @@ class Driver:
         """Keep what a worker sent; whether its trial should stop now."""
         if number not in self._live or self.error is not None:
             return True
-        stop: str | None = None
+        stop = self._overdue.pop(number, None)
         for record in message.records:
             if not self.study.report(number, record):
                 continue
             value = record.metrics.get(self.study.objective.metric)
             if value is not None:
-                # A trial that is at its end has nothing left to save.
                 verdict = self._rule.observe(number, record.epoch, value)
-                stop = verdict if message.state == "running" else None
+                stop = stop or verdict
         if message.state == "storage":
             self.abort(StorageError(message.reason))
             return True
-        if message.state == "complete":
+        if message.state == "complete":  # with nothing left to save, whatever the rule says
             self.study.complete(number)
         elif message.state == "failed":
             self.study.fail(number, message.reason or "no reason given")

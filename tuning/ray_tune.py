@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
@@ -81,17 +84,25 @@ class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
         # Ray Tune brings a trial's last result here alone; one that the driver stopped comes a second time, unheard.
         self._receive(trial, result)
 
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        with _carried_to(self._driver):
-            error = trial.get_error()
-            reason = " ".join(str(error).split())[:300] if error else "no reason given"
-            self._driver.lost(trial.config["number"], f"its worker died {WORKER_RESTARTS + 1} times: {reason}")
-
     def _receive(self, trial: Any, result: dict[str, Any]) -> bool:
         verdict = [True]  # holds where our own code fails: then everything stops
         with _carried_to(self._driver):
             verdict.append(self._driver.receive(trial.config["number"], Message.from_json(result[MESSAGE])))
         return verdict[-1]
+
+
+class TuneCallback(Callback):  # type: ignore[misc]
+    """Hears of trials that are given up; a scheduler would hear of every death of a worker, also before a new start."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        with _carried_to(self._driver):
+            # All failures so far, each under a line of its own. What the trial gives by itself is not written yet.
+            error = Path(trial.error_file).read_text().rpartition("Failure # ")[2].partition("\n")[2]
+            reason = " ".join(error.split())[:300] or "no reason given"
+            self._driver.lost(trial.config["number"], f"its worker died {trial.num_failures} times: {reason}")
 
 
 class TuneStopper(Stopper):  # type: ignore[misc]
@@ -142,7 +153,8 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
             raise UserError.of("--address", config.address, f"no Ray cluster answers there ({error})") from error
     try:
         _check_cluster(config)
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; stdout is for results
+            yield
     finally:
         if ours:
             ray.shutdown()
@@ -194,6 +206,7 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> No
                 storage_path=scratch,
                 stop=TuneStopper(driver),
                 verbose=0,
+                callbacks=[TuneCallback(driver)],
                 failure_config=tune.FailureConfig(max_failures=WORKER_RESTARTS),
             ),
         ).fit()

@@ -72,7 +72,7 @@ def print_best(result: SearchResult) -> None:
     _line(console, "trial", f"{trial.number} of {result.name}")
     _line(console, result.objective.metric, f"{trial.value:.6g} ({better_sign(result.objective)})")
     _line(console, "epochs", f"{trial.epochs:g}")
-    _line(console, "checkpoint", str(trial.checkpoint))
+    _line(console, "checkpoint", str(trial.checkpoint or "its file is gone"))
     table = Table(box=None, pad_edge=False)
     table.add_column("field")
     table.add_column("value", overflow="fold")
@@ -202,4 +202,5 @@ def _tracking_option(config: SearchConfig) -> str:
 
 
 def _console() -> Console:
-    return Console()
+    # Without markup: a trial's reason or a field's value may hold anything, `[/]` too.
+    return Console(markup=False)

@@ -178,7 +178,7 @@ class SearchResult:
                 "value": best.value,
                 "epochs": best.epochs,
                 "config": best.config,
-                "checkpoint": str(best.checkpoint),
+                "checkpoint": None if best.checkpoint is None else str(best.checkpoint),
             },
             "epochs_trained": round(sum(trial.epochs for trial in self.trials), 6),
             "wall_s": round(self.wall_s, 3),

@@ -26,7 +26,10 @@ class StoppingRule(Protocol):
     """The contract of a rule."""
 
     def observe(self, number: int, epoch: float, value: float) -> str | None:
-        """Take note of a report; the reason why its trial should stop, if it should."""
+        """Take note of a report; the reason why its trial should stop, if it should.
+
+        A value that is not finite is passed over: its trial fails by other means, and the others are not judged by it.
+        """
 
 
 class NeverStop:
@@ -59,7 +62,7 @@ class SuccessiveHalving:
     def observe(self, number: int, epoch: float, value: float) -> str | None:
         bracket = self.bracket(number)
         rung = next((r for r in self._rungs[bracket:] if math.isclose(r, epoch, rel_tol=1e-6)), None)
-        if rung is None:
+        if rung is None or not math.isfinite(value):
             return None
         seen = self._seen[bracket, rung]
         reason = None
@@ -86,6 +89,8 @@ class MedianStopping:
         self._seen: dict[float, dict[int, float]] = defaultdict(dict)
 
     def observe(self, number: int, epoch: float, value: float) -> str | None:
+        if not math.isfinite(value):
+            return None
         best = self._best.get(number)
         self._best[number] = value if self._objective.better(value, best) else (best if best is not None else value)
         at_epoch = self._seen[round(epoch, 6)]
@@ -99,8 +104,14 @@ class MedianStopping:
         return f"epoch {epoch:g}: best {self._best[number]:.6g} is worse than the median {median:.6g} of {len(others)}"
 
 
-def make_rule(config: SearchConfig, objective: Objective, trials: Iterable[Trial]) -> StoppingRule:
-    """The rule that ``config`` names, with the memory of all reports of ``trials``."""
+def make_rule(
+    config: SearchConfig, objective: Objective, trials: Iterable[Trial], verdicts: dict[int, str | None] | None = None
+) -> StoppingRule:
+    """The rule that ``config`` names, with the memory of all reports of ``trials``.
+
+    Args:
+        verdicts: filled with what the rule said to the last report of each trial.
+    """
     rungs = config.rungs()
     rule: StoppingRule = NeverStop()
     if config.scheduler in ("asha", "hyperband"):
@@ -111,5 +122,7 @@ def make_rule(config: SearchConfig, objective: Objective, trials: Iterable[Trial
         rule = MedianStopping(objective, config.min_epochs)
     reports = [(at, trial.number, epoch, value) for trial in trials for epoch, value, at in trial.curve]
     for _, number, epoch, value in sorted(reports):
-        rule.observe(number, epoch, value)
+        verdict = rule.observe(number, epoch, value)
+        if verdicts is not None:
+            verdicts[number] = verdict
     return rule

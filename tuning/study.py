@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ class SearchStudy:
         """Trials that the search will have."""
         wanted = self.config.trials
         if self._left_grid is not None:
-            grid = len([t for t in self.trials.values() if t.state != "queued"]) + len(self._left_grid)
+            grid = len(self.trials) + len(self._left_grid)
             return grid if wanted is None else min(wanted, grid)
         return 20 if wanted is None else wanted
 
@@ -115,10 +116,15 @@ class SearchStudy:
         return self._begin(handle)
 
     def resume(self, number: int) -> Trial:
-        """An unfinished trial, to go on. Parameters that a crash left unproposed are proposed now."""
+        """An unfinished trial, to go on. What a crash left unproposed or half reported is completed now."""
         frozen = self._study.get_trials(deepcopy=False)[number]
         self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
-        return self._begin(optuna.Trial(self._study, frozen._trial_id))
+        trial = self._begin(optuna.Trial(self._study, frozen._trial_id))
+        for step, record in zip(_steps(trial.records), trial.records, strict=True):
+            value = record.metrics.get(self.objective.metric)
+            if value is not None and step not in frozen.intermediate_values:
+                self._handles[number].report(value, step)
+        return trial
 
     def report(self, number: int, record: Record) -> bool:
         """Keep a record of a running trial; ``False`` where it was known (a trial that goes on tells its past)."""
@@ -126,12 +132,12 @@ class SearchStudy:
         if trial.records and record.epoch <= trial.records[-1].epoch:
             return False
         now = self.now()
-        handle, step = self._handles[number], round(record.epoch * FIDELITY)
+        handle = self._handles[number]
         # The record first: a value without its record would be taken for one that is known.
-        handle.set_user_attr(f"record:{step:08d}", {**record.to_json(), "at": now})
+        handle.set_user_attr(f"record:{len(trial.records):06d}", {**record.to_json(), "at": now})
         value = record.metrics.get(self.objective.metric)
         if value is not None:
-            handle.report(value, step)
+            handle.report(value, _steps((*trial.records, record))[-1])
         self.trials[number] = replace(trial, records=(*trial.records, record), times=(*trial.times, now))
         return True
 
@@ -216,21 +222,14 @@ def open_study(config: SearchConfig, family: Family[Any], spec: DataSpec) -> Sea
         StorageError: the journal cannot be read or written.
     """
     path = config.study_file
-    # Only the search's driver writes, and we are it: a lock left behind by one that was killed would cost 30 seconds.
-    with suppress(FileNotFoundError):
-        Path(f"{path}.lock").unlink()
-    _cut_partial_line(path)
     try:
-        study = optuna.create_study(
-            storage=_storage(path),
-            study_name=config.name,
-            direction="minimize" if family.objective.mode == "min" else "maximize",
-            load_if_exists=True,
-        )
-        if "id" not in study.user_attrs:
-            study.set_user_attr("began", time.time())
-            study.set_user_attr("data", spec.model_dump(mode="json"))
-            study.set_user_attr("id", uuid.uuid4().hex)
+        # Only the search's driver writes, and we are it: a lock left behind by a killed one would cost 30 seconds.
+        with suppress(FileNotFoundError):
+            Path(f"{path}.lock").unlink()
+        _cut_partial_line(path)
+        if not path.exists():
+            _create_study(path, config, family, spec)
+        study = optuna.load_study(storage=_storage(path), study_name=None)
         begun_with = study.user_attrs["data"]["fingerprint"]
         if begun_with != spec.fingerprint:
             raise UserError.of(
@@ -242,6 +241,23 @@ def open_study(config: SearchConfig, family: Family[Any], spec: DataSpec) -> Sea
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     return SearchStudy(study, config, family, spec)
+
+
+def _create_study(path: Path, config: SearchConfig, family: Family[Any], spec: DataSpec) -> None:
+    """Make the journal of a new search. It appears whole: half of one could be neither read nor continued."""
+    draft = path.with_suffix(".new")
+    for left in (draft, Path(f"{draft}.lock")):
+        left.unlink(missing_ok=True)
+    study = optuna.create_study(
+        storage=_storage(draft),
+        study_name=config.name,
+        direction="minimize" if family.objective.mode == "min" else "maximize",
+    )
+    study.set_user_attr("began", time.time())
+    study.set_user_attr("data", spec.model_dump(mode="json"))
+    study.set_user_attr("id", uuid.uuid4().hex)
+    study.set_user_attr("config", config.to_json())
+    draft.replace(path)
 
 
 def load_study(path: Path) -> optuna.Study:
@@ -285,7 +301,8 @@ def _read_trial(
 ) -> Trial:
     attrs = frozen.user_attrs
     stored = [attrs[key] for key in sorted(key for key in attrs if key.startswith("record:"))]
-    params = dict(frozen.params or frozen.system_attrs.get("fixed_params", {}))
+    # Of one that a crash left half proposed, also what it was queued with: a grid point is taken from then on.
+    params = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
     path = checkpoint_path(config, frozen.number)
     return Trial(
         number=frozen.number,
@@ -316,6 +333,14 @@ def _suggest(handle: optuna.Trial, name: str, known: Range) -> Any:
 
 def _storage(path: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _steps(records: Sequence[Record]) -> list[int]:
+    """Optuna's step of each report. The second of two within a thousandth of an epoch takes the next one."""
+    steps: list[int] = []
+    for record in records:
+        steps.append(max(round(record.epoch * FIDELITY), steps[-1] + 1 if steps else 0))
+    return steps
 
 
 def _key(params: dict[str, Any]) -> str:

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from models.datasets import DataSpec
 from models.family import Objective
-from tuning.config import SearchConfig
+from tuning.config import SearchConfig, without_password
 from tuning.results import Trial
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
     from tuning.study import SearchStudy
 
@@ -46,6 +47,10 @@ STUCK_S, LONGEST_FLUSH_S = 20.0, 120.0
 
 METRICS_A_CALL, PARAM_CHARS = 1000, 6000
 """MLflow's limits."""
+
+
+DESCRIBED = "latentune.described"
+"""Tag of a parent run that has its params and its data set."""
 
 
 class Tracker(Protocol):
@@ -93,11 +98,13 @@ class MlflowTracker:
     """Keeps one parent run and one child run a trial in step with the study."""
 
     def __init__(self, uri: str, study: SearchStudy) -> None:
+        self._study = study
         self._mirror = _Mirror(uri, study.config, study.objective, study.spec, study.id, study.began)
         self._lock = threading.Condition()
         self._waiting: dict[int, Trial] = {t.number: t for t in study.ordered() if t.state != "queued"}
+        self._taken: dict[int, Trial] = {}
         self._pictures: Sequence[Path] = ()
-        self._closing = False
+        self._closing = self._over = False
         self._progress = time.monotonic()
         self._problem = ""
         self._thread = threading.Thread(target=self._work, name="latentune-mlflow", daemon=True)
@@ -117,6 +124,7 @@ class MlflowTracker:
             for trial in trials:
                 if trial.state == "running":
                     self._waiting[trial.number] = replace(trial, state="interrupted")
+            self._over = sum(trial.finished_s is not None for trial in trials) >= max(self._study.total, len(trials))
             self._pictures, self._closing = pictures, True
             self._progress = began = time.monotonic()
             self._lock.notify()
@@ -128,7 +136,7 @@ class MlflowTracker:
         if not self._thread.is_alive() and not self._problem:
             return []
         with self._lock:
-            left = len(self._waiting)
+            left = len({*self._waiting, *self._taken})
         return [
             f"MLflow at {self._mirror.shown_uri} has not received {left or 'some of the'} trials"
             f" ({self._problem or 'too slow'}); they are in the study, and the same command sends them"
@@ -140,26 +148,29 @@ class MlflowTracker:
             with self._lock:
                 while not (self._waiting or self._closing):
                     self._lock.wait()
-                taken, self._waiting, closing = self._waiting, {}, self._closing
+                self._taken, self._waiting, closing = self._waiting, {}, self._closing
             try:
                 self._mirror.connect()
-                for number in sorted(taken):
-                    self._mirror.send(taken[number])
-                    del taken[number]
+                for number in sorted(self._taken):
+                    self._mirror.send(self._taken[number])
+                    with self._lock:
+                        del self._taken[number]
                     self._progress = time.monotonic()
+                self._mirror.tell_best()
                 if closing:
-                    self._mirror.end(self._pictures)
-                    return
+                    self._mirror.end(self._pictures, self._over)
                 failures, self._problem = 0, ""
+                if closing:
+                    return
                 self._pause(GATHER_S)
             except Exception as error:
                 # Anything at all: a server's 500, a locked database, no route. The mirror finds out anew what is there.
                 failures += 1
-                self._problem = " ".join(str(error).split())[:200] or type(error).__name__
+                self._problem = " ".join(without_password(str(error)).split())[:200] or type(error).__name__
                 logger.debug("MLflow: %s", self._problem)
                 self._mirror.disconnect()
                 with self._lock:
-                    self._waiting = {**taken, **self._waiting}
+                    self._waiting, self._taken = {**self._taken, **self._waiting}, {}
                 if closing and failures >= 3:
                     return
                 self._pause(RETRY_S[min(failures, len(RETRY_S)) - 1])
@@ -176,7 +187,7 @@ class _Mirror:
     def __init__(
         self, uri: str, config: SearchConfig, objective: Objective, spec: DataSpec, search_id: str, began: float
     ) -> None:
-        self._uri, self._config, self._objective, self._spec = uri, config, objective, spec
+        self.uri, self._config, self._objective, self._spec = uri, config, objective, spec
         self._search_id, self._began = search_id, began
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -184,13 +195,13 @@ class _Mirror:
         self._sent: dict[int, _Sent] = {}
         self._ended: set[int] = set()
         self._champion: Trial | None = None
+        self._best_told = ""
         self.run: dict[str, str] | None = None
 
     @property
     def shown_uri(self) -> str:
         """The address without a password."""
-        scheme, mark, rest = self._uri.partition("://")
-        return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+        return without_password(self.uri)
 
     @property
     def experiment(self) -> str:
@@ -201,7 +212,7 @@ class _Mirror:
         """Find this search's runs, or create its parent run."""
         if self._client is not None:
             return
-        client = _client(self._uri)
+        client = _client(self.uri)
         found = client.get_experiment_by_name(self.experiment)
         self._experiment_id = (
             found.experiment_id
@@ -214,12 +225,19 @@ class _Mirror:
         for run in runs:
             tags = run.data.tags
             if "latentune.trial" in tags:
+                state = tags.get("latentune.state", "")
+                # The tag is set in the call before the status: where they differ the second never came.
+                settled = run.info.status == STATUS.get(state, "RUNNING")
                 self._sent[int(tags["latentune.trial"])] = _Sent(
-                    run.info.run_id, int(tags.get("latentune.records", 0)), tags.get("latentune.state", "")
+                    run.info.run_id, int(tags.get("latentune.records", 0)), state if settled else ""
                 )
-        self._parent = parents[0].info.run_id if parents else self._create_parent(client)
+        parent = parents[0] if parents else self._create_parent(client)
+        self._parent = parent.info.run_id
+        if DESCRIBED not in parent.data.tags:
+            self._describe(client, parent)
         if parents:
             client.update_run(self._parent, status="RUNNING")
+        self._best_told = parent.data.tags.get("latentune.best_trial", "")
         self._client = client
         self.run = {"tracking_uri": self.shown_uri, "experiment": self.experiment, "run_id": self._parent}
 
@@ -285,15 +303,14 @@ class _Mirror:
         self._sent[trial.number] = _Sent(sent.run_id, len(trial.records), trial.state)
         self._note_end(trial, log=True)
 
-    def end(self, pictures: Sequence[Path]) -> None:
-        """Counts, pictures and state of the parent run."""
+    def end(self, pictures: Sequence[Path], over: bool) -> None:
+        """Counts, pictures and state of the parent run; ``over`` where the search has all of its trials."""
         from mlflow.entities import Metric, RunTag
 
         assert self._client is not None
         states = [sent.state for sent in self._sent.values()]
         now = int(time.time() * 1000)
         counts = {f"trials_{state}": states.count(state) for state in ("complete", "pruned", "failed")}
-        over = len(self._ended) == len(self._sent)
         self._client.log_batch(
             self._parent,
             metrics=[Metric(name, count, now, len(self._ended)) for name, count in counts.items()],
@@ -315,11 +332,18 @@ class _Mirror:
         if trial.state != "complete" or trial.value is None or not self._objective.better(trial.value, best):
             return
         self._champion = trial
-        if not log:
+        if log:
+            self.tell_best()
+
+    def tell_best(self) -> None:
+        """Log the best trial so far to the parent run, where it does not stand there yet."""
+        trial = self._champion
+        if trial is None or str(trial.number) == self._best_told:
             return
         from mlflow.entities import Metric, RunTag
 
         assert self._client is not None
+        assert trial.value is not None
         at = self._millis(trial.finished_s)
         self._client.log_batch(
             self._parent,
@@ -329,6 +353,7 @@ class _Mirror:
                 RunTag("latentune.best_config", json.dumps(trial.config)),
             ],
         )
+        self._best_told = str(trial.number)
 
     def _runs(self, client: MlflowClient) -> list[Any]:
         runs: list[Any] = []
@@ -345,11 +370,9 @@ class _Mirror:
             if not token:
                 return runs
 
-    def _create_parent(self, client: MlflowClient) -> str:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
+    def _create_parent(self, client: MlflowClient) -> Run:
         config = self._config
-        run = client.create_run(
+        return client.create_run(
             self._experiment_id,
             start_time=self._millis(0.0),
             run_name=config.name,
@@ -364,15 +387,25 @@ class _Mirror:
                 **_versions(),
             },
         )
+
+    def _describe(self, client: MlflowClient, parent: Run) -> None:
+        """Params and data set of the parent run. May be done again, should MLflow fail in between."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        config = self._config
         shown = {**config.to_json(), "data": config.data.model_dump(mode="json", exclude={"data_dir"})}
         for name in ("tracking_uri", "address", "runs_dir", "name"):  # may hold a password, or is told elsewhere
             shown.pop(name, None)
         flat: dict[str, object] = {}
         for name, value in shown.items():
             flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-        params = [Param(name, str(value)[:PARAM_CHARS]) for name, value in flat.items() if value is not None]
+        params = [
+            Param(name, str(value)[:PARAM_CHARS])
+            for name, value in flat.items()
+            if value is not None and name not in parent.data.params
+        ]
         for first in range(0, len(params), 100):
-            client.log_batch(run.info.run_id, params=params[first : first + 100])
+            client.log_batch(parent.info.run_id, params=params[first : first + 100])
         spec = self._spec
         images = Dataset(
             name=spec.source,
@@ -382,12 +415,12 @@ class _Mirror:
             schema=json.dumps({"images": [spec.channels, spec.height, spec.width], "classes": len(spec.class_names)}),
             profile=json.dumps({"train_images": spec.train_images, "val_images": spec.val_images}),
         )
-        client.log_inputs(run.info.run_id, [DatasetInput(images, [InputTag("mlflow.data.context", "training")])])
-        return str(run.info.run_id)
+        client.log_inputs(parent.info.run_id, [DatasetInput(images, [InputTag("mlflow.data.context", "training")])])
+        client.log_batch(parent.info.run_id, tags=[RunTag(DESCRIBED, "true")])
 
     def _artifacts(self) -> str | None:
         """With a database file MLflow would put artifacts into the working directory; a server knows its own place."""
-        if not self._uri.startswith("sqlite:"):
+        if not self.uri.startswith("sqlite:"):
             return None
         return (self._config.runs_dir.absolute() / "mlartifacts" / self.experiment.replace(" ", "-")).as_uri()
 
@@ -400,6 +433,8 @@ def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Our stdout is for results, and the address that MLflow would print there may hold a password.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own

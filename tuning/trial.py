@@ -82,14 +82,11 @@ def _run(
         numerics=assignment.numerics,
         state=past and past["training"],
     )
-    records = tuple(training.records)
+    if training.records:  # first of all, as the driver that they were for may have died before it stopped the trial
+        yield Message(tuple(training.records), "complete" if training.finished else "running")
     for record in fit(training):
-        records = (*records, record)
         _save(training, assignment.family, path)
-        yield Message(records, "complete" if training.finished else "running")
-        records = ()
-    if records:  # resumed at its very end
-        yield Message(records, "complete")
+        yield Message((record,), "complete" if training.finished else "running")
 
 
 def _save(training: Training, family: str, path: Path) -> None:

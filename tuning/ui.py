@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import IO
 
 from models.errors import LatentuneError, UserError
+from tuning.config import without_password
 
 START_S = 120.0
 """MLflow imports for seconds, and a new database is migrated first."""
@@ -34,7 +38,7 @@ def serve(runs_dir: Path, tracking_uri: str | None, host: str, port: int, say: C
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is not None and uri.startswith(("http://", "https://")):
-        say(f"the searches are on a server already: {uri}")
+        say(f"the searches are on a server already: {without_password(uri)}")
         return 0
     runs_dir = runs_dir.expanduser().absolute()
     if uri is None:
@@ -48,35 +52,39 @@ def serve(runs_dir: Path, tracking_uri: str | None, host: str, port: int, say: C
         except OSError as error:
             raise UserError.of("--port", port, f"cannot listen on {host}: {error.strerror}; choose another") from error
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)),
-        *("--workers", "1", "--artifacts-destination", str(runs_dir / "mlartifacts")),
+        *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"),
+        *("--artifacts-destination", str(runs_dir / "mlartifacts")),
     ]
-    server = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments as a list
-        command, env={**os.environ, **SETTINGS}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        url = f"http://{host}:{port}"
-        _wait(server, url)
-        say(f"MLflow UI: {url}  (Ctrl-C ends it)")
-        server.communicate()
-        return server.returncode
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        if server.poll() is None:
-            server.terminate()
-            try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                server.kill()
+    # The store by environment: an address with a password must not stand in the list of processes.
+    environment = {**os.environ, **SETTINGS, "MLFLOW_BACKEND_STORE_URI": uri}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the server too, as Ctrl-C does
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments as a list
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=log
+        )
+        try:
+            url = f"http://{host}:{port}"
+            _wait(server, url, log)
+            say(f"MLflow UI: {url}  (Ctrl-C ends it)")
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            if server.poll() is None:
+                server.terminate()
+                try:
+                    server.wait(10)
+                except subprocess.TimeoutExpired:
+                    server.kill()
 
 
-def _wait(server: subprocess.Popen[str], url: str) -> None:
+def _wait(server: subprocess.Popen[bytes], url: str, log: IO[str]) -> None:
     began = time.monotonic()
     while time.monotonic() - began < START_S:
         if server.poll() is not None:
-            assert server.stderr is not None
-            lines = server.stderr.read().strip().splitlines()
+            log.seek(0)
+            lines = log.read().strip().splitlines()
             raise LatentuneError(f"the MLflow server ended at once: {lines[-1] if lines else server.returncode}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310 - our own http address
