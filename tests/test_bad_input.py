@@ -261,6 +261,17 @@ def test_grid_over_endless_ranges_and_folder_that_cannot_be(tmp_path: Path, env:
     assert seen["--dataset"] == "got 'idx:no/such/folder'; must be a folder: there is no no/such/folder"
 
 
+def test_refusal_leaves_no_trace(tmp_path: Path, refused_here: Callable[..., Refusal]) -> None:
+    """A search that was never begun takes no name away, and nothing of a stored one."""
+    for words in ((), ("--name", "mine")):
+        assert set(refused_here("search", DO_NOTHING, "--cpus-per-trial", "4096", *words)) == {"--cpus-per-trial"}
+        assert list((tmp_path / "runs").iterdir()) == []
+    study = open_by_hand(tmp_path / "runs")
+    before = sorted(study.config.run_dir.iterdir())
+    refused_here("search", DO_NOTHING, "--name", "by-hand", "--cpus-per-trial", "4096")
+    assert sorted(study.config.run_dir.iterdir()) == before
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_folder_without_permission(tmp_path: Path, env: dict[str, str]) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
@@ -349,7 +360,7 @@ def test_disk_that_fills_up_ends_the_search_and_loses_nothing(tmp_path: Path, di
         *("--train-images", "96", "--val-images", "16", "--set", "hidden_units=1800", "--set", "filters=8"),
         *("--set", "optimizer=adam", "--set", "batch_norm=false", "--set", "batch_size=32"),
     )
-    with_ray = {name: value for name, value in env.items() if name != "PYTHONPATH"}
+    with_ray = {**env, "PYTHONPATH": str(ROOT)}
     done = run(*words, cwd=tmp_path, env=with_ray, code=1)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

@@ -202,8 +202,9 @@ def test_bracket_leaves_out_its_lowest_rungs_and_compares_with_its_own() -> None
     for bracket, members in of.items():
         first, second = members[:2]
         for place, rung in enumerate((1 / 3, 1.0, 3.0)):
-            assert rule.observe(first, rung, 0.1) is None, "the first of its bracket, whatever others reported"
-            stopped = rule.observe(second, rung, 0.2) is not None
+            good = 0.1 + bracket
+            assert rule.observe(first, rung, good) is None, "the first of its bracket, whatever others reported"
+            stopped = rule.observe(second, rung, good + 0.1) is not None
             assert stopped == (place >= bracket)
 
 
@@ -299,6 +300,18 @@ def test_memory_is_rebuilt_in_the_order_of_time_and_not_of_trials() -> None:
         rebuilt = make_rule(config(scheduler=scheduler), LOW, shuffled)
         more = [(4, 1.0, 0.2), (5, 1.0, 0.35), (5, 3.0, 0.3)]
         assert verdicts(rebuilt, more) == verdicts(straight, more)
+
+
+@given(reports=streams(), scheduler=st.sampled_from(["asha", "hyperband", "median"]))
+def test_rebuilding_tells_what_was_said_to_the_last_report_of_each_trial(
+    reports: list[tuple[int, float, float]], scheduler: str
+) -> None:
+    """A driver may die between a report and what follows from it."""
+    asked = config(scheduler=scheduler, seed=3)
+    said = dict(zip([number for number, _, _ in reports], verdicts(make_rule(asked, LOW, []), reports), strict=True))
+    again: dict[int, str | None] = {}
+    make_rule(asked, LOW, sorted(trials_of(reports), key=lambda trial: -trial.number), again)
+    assert again == said
 
 
 def test_records_without_an_objective_are_no_reports() -> None:

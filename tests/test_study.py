@@ -86,6 +86,7 @@ def test_proposals_depend_on_the_study_alone(tmp_path: Path, sampler: str) -> No
         assert (other.number, other.params, other.seed) == (number, one.params, one.seed)
         finish(straight, one)
         finish(broken, other)
+    assert len({tuple(trial.params.values()) for trial in straight.ordered()}) == 12, "each proposal is a new one"
     different = open_by_hand(tmp_path / "different", sampler=sampler, seed=4)
     finish(different, proposed(different))
     assert proposed(different).params != straight.trials[1].params

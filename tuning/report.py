@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -44,9 +48,9 @@ def print_result(result: SearchResult) -> None:
     if result.outcome != "finished":
         _line(console, "continue", continue_command(result.config))
     elif leaders:
-        _line(console, "best", f"latentune best {result.name}{runs}")
+        _line(console, "best", f"{command()} best {result.name}{runs}")
     if result.mlflow_run is not None:
-        _line(console, "open the UI", f"latentune ui{runs}{_tracking_option(result.config)}")
+        _line(console, "open the UI", f"{command()} ui{runs}{_tracking_option(result.config)}")
 
 
 def print_trials(result: SearchResult) -> None:
@@ -165,7 +169,14 @@ def print_datasets() -> None:
 
 def continue_command(config: SearchConfig) -> str:
     """The command that goes on with a search, as it can be typed."""
-    return f"latentune search {shlex.quote(config.family)} --name {config.name}{_runs_option(config)}"
+    return f"{command()} search {shlex.quote(config.family)} --name {config.name}{_runs_option(config)}"
+
+
+def command() -> str:
+    """How to call this command from here: by name where it is on the path, else as it was called."""
+    if shutil.which("latentune") is not None or Path(sys.argv[0]).name != "latentune":
+        return "latentune"
+    return shlex.quote(os.path.relpath(sys.argv[0]))
 
 
 def _leaderboard(result: SearchResult, leaders: Sequence[Trial]) -> Table:
@@ -191,8 +202,6 @@ def _line(console: Console, label: str, text: str) -> None:
 
 
 def _runs_option(config: SearchConfig) -> str:
-    from pathlib import Path
-
     here = Path("runs").absolute()
     return "" if config.runs_dir == here else f" --runs-dir {shlex.quote(str(config.runs_dir))}"
 
