@@ -19,6 +19,8 @@ from studies import DO_NOTHING, finish, open_by_hand
 from tuning import cli
 from tuning.api import LEAST_FREE_BYTES, list_searches, load_search
 
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 NO_RAY = """

@@ -480,7 +480,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ui_shows_the_searches_until_it_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     from mlflow import MlflowClient
 

@@ -220,7 +220,8 @@ def test_grid_needs_finite_ranges() -> None:
     assert set(found) == {"space.lr", "space.weight_decay"}
     assert "give values (1e-3,1e-2) or a step" in found["space.lr"].allowed
     finite = {"lr": "1e-3,1e-2", "weight_decay": [0.0, 1e-4]}
-    make_config({"family": FAMILY, "sampler": "grid", "set": {"momentum": 0.9}, "space": finite})
+    fixed = {"momentum": 0.9, "latent_dim": 10, "dropout": 0}
+    make_config({"family": FAMILY, "sampler": "grid", "set": fixed, "space": finite})
 
 
 def test_password_is_refused_and_not_repeated() -> None:
@@ -486,3 +487,9 @@ def test_any_settings_for_a_stored_search_give_a_config_or_an_error_for_people(g
 
 
 STORED = make_config({"family": FAMILY, "name": "stored", "set": {"lr": 0.01}, "runs_dir": os.sep + "runs"})
+
+
+def test_grid_beyond_all_measure_is_refused() -> None:
+    space = {"lr": "1e-3,1e-2", "weight_decay": "0,1e-5", "momentum": "0,0.9", "latent_dim": "1..4096"}
+    with pytest.raises(UserError, match=r"sampler: got 'grid'; a grid of at most 100,000 points"):
+        make_config({"family": "conv_autoencoder", "sampler": "grid", "space": space})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from models.space import Space
 from models.training import Budget
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+MOST_POINTS = 100_000
+"""Of a grid; nobody searches a larger one, and all of it is kept in memory."""
 
 RUNG_IMAGES = 5000
 """Training images that a trial has seen at the lowest rung. On Fashion-MNIST a rung after 6,700 images sorted trials
@@ -218,8 +222,9 @@ def make_config(settings: Mapping[str, Any]) -> SearchConfig:
             family = get_family(settings["family"])
             searched = Space.of(family.Config, fixed, ranges)
             _try_config(family.Config, searched)
-            if settings.get("sampler") == "grid":
-                next(searched.grid())
+            if settings.get("sampler") == "grid" and _longer_than(searched.grid(), MOST_POINTS):
+                allowed = f"a grid of at most {MOST_POINTS:,} points; this one has more, so --set or narrow fields"
+                problems.add("sampler", "grid", allowed)
     runs_dir: Path | None = None
     with problems.gather():
         runs_dir = None if config is None else runs_folder(config.runs_dir)
@@ -286,6 +291,10 @@ def continued(stored: SearchConfig, given: Mapping[str, Any]) -> SearchConfig:
 
 def _differs(stored: SearchConfig, value: object) -> str:
     return f"the search {stored.name!r} has {value!r} there; choose another name for another search"
+
+
+def _longer_than(items: Iterable[object], most: int) -> bool:
+    return sum(1 for _ in islice(items, most + 1)) > most
 
 
 def _try_config(kind: type[FamilyConfig], space: Space) -> None:
