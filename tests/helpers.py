@@ -58,13 +58,11 @@ def with_test_families() -> dict[str, str]:
 class Running:
     """The command at work in the background, with what it has printed in files."""
 
-    def __init__(self, args: Sequence[str], cwd: Path, env: dict[str, str]) -> None:
+    def __init__(self, words: Sequence[str], cwd: Path, env: dict[str, str]) -> None:
         number = len(list(cwd.glob("*.stderr")))
         self._files = [cwd / f"{number:02d}.{name}" for name in ("stdout", "stderr")]
         with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
-            self.process = subprocess.Popen(
-                [str(COMMAND), *args], cwd=cwd, env=env, stdout=out, stderr=err, start_new_session=True
-            )
+            self.process = subprocess.Popen(words, cwd=cwd, env=env, stdout=out, stderr=err, start_new_session=True)
 
     @property
     def pid(self) -> int:
@@ -102,9 +100,9 @@ class Running:
 
 
 @contextmanager
-def running(*args: str, cwd: Path, env: dict[str, str] | None = None) -> Iterator[Running]:
+def running(*args: str, cwd: Path, env: dict[str, str] | None = None, program: str = str(COMMAND)) -> Iterator[Running]:
     """The command in the background; whatever is left of its process group ends with the block."""
-    command = Running(args, cwd, environment() if env is None else env)
+    command = Running([program, *args], cwd, environment() if env is None else env)
     try:
         yield command
     finally:

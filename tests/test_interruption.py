@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from helpers import (
-    COMMAND,
     SLEEPY,
     Running,
     assert_kept,
@@ -180,12 +179,11 @@ def test_stopped_search_goes_on_as_it_would_have(tmp_path: Path, cluster: str) -
 
     # As printed.
     line = printed_command(done.stdout)
-    assert line.startswith("latentune search ")
-    assert shlex.split(line)[0] == COMMAND.name
-    with running(*shlex.split(line)[1:], cwd=tmp_path, env={**env, "RAY_ADDRESS": cluster}) as driver:
+    program, *args = shlex.split(line)
+    with running(*args, cwd=tmp_path, env={**env, "RAY_ADDRESS": cluster}, program=program) as driver:
         driver.wait_until(lambda: "running" in states(peek(tmp_path, "it")))
         # Meanwhile somebody else tries the same.
-        second = run(*shlex.split(line)[1:], cwd=tmp_path, env=env, code=2)
+        second = run(*args, cwd=tmp_path, env=env, code=2)
         assert f"already running: process {driver.pid} of " in second.stderr
         assert second.stdout == ""
         before = load_search("it", tmp_path / "runs")
