@@ -1,7 +1,8 @@
-"""Where images come from: the embedded digits, IDX files, folders of image files.
+"""Where images come from: what all readers share, the embedded digits, and IDX files.
 
 Every reader gives an :class:`ImageSet` of either the official training images or the test images, and opens no image
 of the other part's. What is wrong with files is a :class:`~models.errors.UserError` under the setting that named them.
+Readers of other files have modules of their own: :mod:`models.image_folders`, :mod:`models.mat_files`.
 """
 
 from __future__ import annotations
@@ -31,14 +32,12 @@ def silent(text: str, done: int, total: int) -> None:
 
 # The held-out test images of sources without an official test set must be the same for everybody, for ever.
 TEST_SPLIT_SEED = 20_190_611
-FOLDER_ORDER_SEED = 20_190_612
 
 IDX_FILES: dict[Part, tuple[str, str]] = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_NAMED_AT_MOST = 5  # files named in one message
+NAMED_AT_MOST = 5  # files named in one message
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,123 +192,28 @@ def _read_idx(setting: Setting, path: Path, dimensions: int) -> npt.NDArray[np.u
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-def read_image_folder(setting: Setting, root: Path, part: Part, on_progress: Progress = silent) -> ImageSet:
-    """Images from ``root/train/<class>/`` and ``root/test/<class>/``, or from ``root/<class>/``.
-
-    In the second layout a fixed, stratified fifth is the test set. Files are ``.png``, ``.jpg`` or ``.jpeg`` of 8 bits
-    per channel; hidden files and folders are left out. Grey modes become one channel, all others RGB, without
-    transparency. The images come in a fixed shuffled order, so that the first ones are of all classes.
-
-    Raises:
-        UserError: no or empty classes, no test set, a test class that training does not have, unreadable files,
-            images that are not all of one size and mode.
-    """
-    # A class may be called "train": then that folder holds images and no folders.
-    split_layout = (root / "train").is_dir() and bool(_sub_folders(setting, root / "train"))
-    class_names, paths, labels = _list_images(setting, root / "train" if split_layout else root)
-    reference = paths[0]
-    if split_layout and part == "test":
-        if not (root / "test").is_dir():
-            raise setting.error(f"{root} has a folder train but none called test: there is no test set")
-        test_names, paths, labels = _list_images(setting, root / "test")
-        unknown = [name for name in test_names if name not in class_names]
-        if unknown:
-            raise setting.error(f"classes in {root / 'test'} that {root / 'train'} does not have: {_some(unknown)}")
-        labels = np.array([class_names.index(name) for name in test_names], dtype=np.int64)[labels]
-    elif not split_layout:
-        keep = held_out_fifth(labels) == (part == "test")
-        if not keep.any():
-            raise setting.error(f"{root} has too few images ({len(labels)}) to hold out a fifth as the test set")
-        reference = paths[int(np.flatnonzero(~held_out_fifth(labels))[0])]
-        paths, labels = [path for path, kept in zip(paths, keep, strict=True) if kept], labels[keep]
-    order = np.random.default_rng(FOLDER_ORDER_SEED).permutation(len(paths))
-    images = _decode(setting, [paths[index] for index in order], reference, on_progress)
-    return ImageSet(images, labels[order], class_names)
-
-
-def _list_images(setting: Setting, root: Path) -> tuple[tuple[str, ...], list[Path], npt.NDArray[np.int64]]:
-    """Class names, files and labels (int64, (N,)) of ``root/<class>/<file>``, sorted by class and file name."""
-    names = _sub_folders(setting, root)
-    if not names:
-        raise setting.error(f"{root} must hold one folder of {', '.join(IMAGE_SUFFIXES)} files per class; it has none")
-    files: list[list[Path]] = []
-    for name in names:
-        try:
-            entries = sorted((root / name).iterdir())
-        except OSError as error:
-            raise setting.error(f"cannot read {root / name}: {reason(error)}") from error
-        files.append([path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."])
-    empty = [str(root / name) for name, found in zip(names, files, strict=True) if not found]
-    if empty:
-        raise setting.error(f"no {', '.join(IMAGE_SUFFIXES)} files in {len(empty)} class folders: {_some(empty)}")
-    labels = np.repeat(np.arange(len(names), dtype=np.int64), [len(found) for found in files])
-    return tuple(names), [path for found in files for path in found], labels
-
-
-def _sub_folders(setting: Setting, root: Path) -> list[str]:
-    """Sorted names of the folders in ``root``, without hidden ones."""
-    try:
-        with os.scandir(root) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise setting.error(f"cannot read the folder {root}: {reason(error)}") from error
-
-
-def _decode(setting: Setting, paths: Sequence[Path], reference: Path, on_progress: Progress) -> npt.NDArray[np.uint8]:
-    """uint8 (N, C, H, W) from image files, all of which must be of ``reference``'s size and mode."""
-    from PIL import Image
-
-    unusable: list[str] = []
-
-    def decode(path: Path) -> npt.NDArray[np.uint8] | None:
-        try:
-            with Image.open(path) as file:
-                image: Image.Image = file
-                if image.mode.startswith(("I", "F")):  # Pillow would cut the values off at 255
-                    unusable.append(f"{path} ({image.mode}: more than 8 bits per pixel)")
-                    return None
-                grey = image.mode in ("1", "L", "LA", "La")
-                # By way of RGBA, as Pillow warns about palettes with transparency.
-                image = image.convert("RGBA") if image.mode == "P" else image
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
-                return pixels[None] if grey else pixels.transpose(2, 0, 1)
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            unusable.append(f"{path} ({reason(error)})")
-            return None
-
-    def describe(shape: tuple[int, ...]) -> str:
-        return f"{shape[2]}x{shape[1]} {'L' if shape[0] == 1 else 'RGB'}"
-
-    odd: list[str] = []
-    first = decode(reference)
-    if first is not None:
-        images = np.empty((len(paths), *first.shape), dtype=np.uint8)
-        for index, path in enumerate(paths):
-            pixels = decode(path)
-            if pixels is not None and pixels.shape == first.shape:
-                images[index] = pixels
-            elif pixels is not None:
-                odd.append(f"{path} ({describe(pixels.shape)})")
-            if index % 256 == 255 or index + 1 == len(paths):
-                on_progress("reading images", index + 1, len(paths))
-            if len(odd) + len(unusable) >= _NAMED_AT_MOST:
-                break
-    problems = ProblemCollector()
-    if unusable:
-        problems.add(setting.field, setting.value, f"images that cannot be used: {', '.join(unusable)}")
-    if odd and first is not None:
-        like = f"{describe(first.shape)} (width x height, mode) like {reference}"
-        problems.add(setting.field, setting.value, f"all images must be {like}; others are {', '.join(odd)}")
-    problems.raise_if_any()
-    return images
-
-
 def reason(error: Exception) -> str:
     """Why an operation failed, without the error number and the path that the message names anyway."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first few ``names``, and how many more there are."""
-    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return ", ".join(names[:_NAMED_AT_MOST]) + more
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more
+
+
+def checked_folder(setting: Setting, where: str | Path, *, may_lack: bool = False) -> Path:
+    """The folder ``where``, whose files can be listed and opened; with ``may_lack`` it need not exist."""
+    try:
+        folder = Path(where).expanduser()
+        exists, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError) as error:  # no permission, name too long; no such user in ~user
+        raise setting.error(f"cannot read {where}: {reason(error)}") from error
+    if exists and not is_folder:
+        raise setting.error(f"must be a folder: {folder} is not one")
+    if not exists and not may_lack:
+        raise setting.error(f"must be a folder: there is no {folder}")
+    if exists and not os.access(folder, os.R_OK | os.X_OK):
+        raise setting.error(f"must be a folder that can be read: no permission for {folder}")
+    return folder

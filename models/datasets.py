@@ -6,15 +6,8 @@ cannot see them. Only numpy and pydantic are imported with this module; what a s
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
 import os
-import socket
-import sys
-import tempfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,20 +17,23 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.data_sources import (
-    IDX_FILES,
     ImageSet,
     Part,
     Progress,
     Setting,
-    find_idx_file,
+    checked_folder,
     missing_idx_files,
     read_digits,
     read_idx_pair,
-    read_image_folder,
     reason,
     silent,
 )
+from models.downloads import download_folder, download_idx_files
 from models.errors import Problem, UserError, did_you_mean
+from models.image_folders import class_folders, read_class_folders, read_image_folder
+from models.mat_files import read_mat
+from models.published import DATASETS, DatasetInfo
+from models.transforms import transformed
 
 __all__ = [
     "DATASETS",
@@ -52,44 +48,12 @@ __all__ = [
 
 DATA_DIR_VARIABLE = "LATENTUNE_DATA_DIR"
 DEFAULT_DATA_DIR = "~/.cache/latentune/data"
-_DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
+KANJI_URL = "http://codh.rois.ac.jp/kmnist/dataset/kkanji/kkanji.tar"  # 310 MB; no checksum is published
+_MAT_FILE = "MNIST.mat"
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What is known of a data set before it is read. Sizes in pixels."""
-
-    title: str
-    channels: int
-    height: int
-    width: int
-    class_names: tuple[str, ...]
-    train_images: int  # official training images: training and validation together
-    test_images: int
-    licence: str  # and where it comes from, one line
-    needs_files: bool
-    folder: str = ""  # under the data folder, also the name of torchvision's class; "" where no files are needed
-
-
-_UCI = "UCI optical digits as in scikit-learn, CC BY 4.0, https://archive.ics.uci.edu/dataset/80"
-_ZALANDO = "Zalando Research, MIT, https://github.com/zalandoresearch/fashion-mnist"
-_LECUN = "LeCun, Cortes and Burges, CC BY-SA 3.0, http://yann.lecun.com/exdb/mnist"
-_CODH = "CODH, CC BY-SA 4.0, https://github.com/rois-codh/kmnist"
-_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-_DIGITS = tuple("0123456789")
-
-
-def _mnist_like(title: str, folder: str, class_names: tuple[str, ...], licence: str) -> DatasetInfo:
-    return DatasetInfo(title, 1, 28, 28, class_names, 60_000, 10_000, licence, True, folder)
-
-
-DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo("Digits", 1, 28, 28, _DIGITS, 1_437, 360, _UCI, False),
-    "fashion-mnist": _mnist_like("Fashion-MNIST", "FashionMNIST", _FASHION, _ZALANDO),
-    "mnist": _mnist_like("MNIST", "MNIST", _DIGITS, _LECUN),
-    "kmnist": _mnist_like("Kuzushiji-MNIST", "KMNIST", _KANA, _CODH),
-}
+# What a source can be besides a name in DATASETS, each with what must stand behind its colon.
+_FORMS = {"idx": "<folder>", "images": "<folder>", "mnist-mat": "<file>"}
 
 
 class DataOptions(BaseModel):
@@ -97,12 +61,19 @@ class DataOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str = Field(default="digits", description="a name in DATASETS, idx:<folder> or images:<folder>")
+    source: str = Field(
+        default="digits", description="a name in DATASETS, idx:<folder>, images:<folder> or mnist-mat:<file>"
+    )
     data_dir: str | None = Field(
         default=None,
         description=f"folder of torchvision's layout; by default ${DATA_DIR_VARIABLE}, else {DEFAULT_DATA_DIR}",
     )
-    train_images: int | None = Field(default=None, ge=1, description="by default all that validation leaves")
+    train_images: int | None = Field(
+        default=None,
+        ge=1,
+        description="by default all that validation leaves; drawn from all classes together, so that a small class "
+        "may have none, but stays a class",
+    )
     val_images: int | None = Field(
         default=None, ge=1, description="by default one fifth of the number of training images"
     )
@@ -110,6 +81,21 @@ class DataOptions(BaseModel):
         default="random", description="which training images are for validation"
     )
     split_seed: int = Field(default=0, ge=0, description="of the permutation of the training images")
+    channels: Literal[1, 3] | None = Field(
+        default=None, description="1: RGB images become grey; 3: grey images become RGB; by default as they are"
+    )
+    image_size: int | None = Field(
+        default=None,
+        ge=8,
+        le=512,
+        description="height and width in pixels that images are scaled to, whatever their aspect ratio",
+    )
+    binarise: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="pixels of at least this share of the highest value become white, all others black",
+    )
 
 
 class DataSpec(BaseModel):
@@ -152,7 +138,12 @@ def load_training_data(
 
     The official training images are permuted by ``default_rng(split_seed)``: the first ``val_images`` are for
     validation, the next ``train_images`` for training. With ``val_split="first"`` the first ones in file order are
-    for validation, and only the others are permuted.
+    for validation, and only the others are permuted. Classes play no part in this: of a class with few images, all
+    may be for validation, or none be taken. ``class_names`` are nevertheless all that the training images have, and a
+    label stands for the same class however many images are taken.
+
+    Every image is then given ``channels``, scaled to ``image_size`` and made black and white by ``binarise``, in that
+    order; ``spec`` and its fingerprint are of what comes out.
 
     Args:
         options: what to read and how to split it.
@@ -164,8 +155,8 @@ def load_training_data(
     """
     everything = _load(options, "train", download, on_progress or silent)
     train_index, val_index = _split(options, len(everything.labels))
-    train, val = everything.take(train_index), everything.take(val_index)
-    channels, height, width = everything.shape
+    train, val = (_transformed(options, everything.take(index)) for index in (train_index, val_index))
+    channels, height, width = train.shape
     spec = DataSpec(
         source=options.source,
         channels=channels,
@@ -182,9 +173,15 @@ def load_training_data(
 def load_test_set(options: DataOptions, *, download: bool = True, on_progress: Progress | None = None) -> ImageSet:
     """Read all test images of ``options.source``; the numbers and the split in ``options`` do not matter.
 
-    Arguments and errors as for :func:`load_training_data`; a folder without test images is a UserError too.
+    They are transformed as the training images are. Arguments and errors as for :func:`load_training_data`; a folder
+    without test images is a UserError too.
     """
-    return _load(options, "test", download, on_progress or silent)
+    return _transformed(options, _load(options, "test", download, on_progress or silent))
+
+
+def _transformed(options: DataOptions, part: ImageSet) -> ImageSet:
+    images = transformed(part.images, options.channels, options.image_size, options.binarise)
+    return ImageSet(images, part.labels, part.class_names)
 
 
 def _split(options: DataOptions, available: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -225,18 +222,28 @@ def _load(options: DataOptions, part: Part, download: bool, on_progress: Progres
     """All images of ``part`` of the source that ``options`` name."""
     if options.source == "digits":
         return read_digits(part)
+    if options.source == "kuzushiji-kanji":
+        return _load_kanji(options, part, download, on_progress)
+    if options.source == "mnist-mat":
+        setting, folder = _data_dir(options)
+        path = folder / _MAT_FILE
+        if not path.is_file():
+            raise setting.error(f"there is no {path}; put it there, or name it: --dataset mnist-mat:<file>")
+        return read_mat(setting, path, part)
     if options.source in DATASETS:
         info = DATASETS[options.source]
-        setting, folder = _find_files(options, info, part, download, on_progress)
+        setting, folder = _find_idx_files(options, info, part, download, on_progress)
         return read_idx_pair(setting, folder, part, info.class_names, (info.height, info.width))
     kind, colon, where = options.source.partition(":")
     setting = Setting("--dataset", options.source)
-    if not colon or kind not in ("idx", "images"):
-        known = [*DATASETS, "idx:<folder>", "images:<folder>"]
+    if not colon or kind not in _FORMS:
+        known = [*DATASETS, *(f"{form}:{what}" for form, what in _FORMS.items())]
         raise setting.error(did_you_mean(options.source.lower(), known))
     if not where:
-        raise setting.error(f"must name a folder: {kind}:<folder>")
-    folder = _checked_folder(setting, where)
+        raise setting.error(f"must name a {_FORMS[kind][1:-1]}: {kind}:{_FORMS[kind]}")
+    if kind == "mnist-mat":
+        return read_mat(setting, _checked_file(setting, where), part)
+    folder = checked_folder(setting, where)
     if kind == "images":
         return read_image_folder(setting, folder, part, on_progress)
     missing = missing_idx_files(folder, "train")
@@ -251,34 +258,35 @@ def _load(options: DataOptions, part: Part, download: bool, on_progress: Progres
     return read_idx_pair(setting, folder, "test", train.class_names, train.shape[1:])
 
 
-def _checked_folder(setting: Setting, where: str | Path, *, may_lack: bool = False) -> Path:
-    """The folder ``where``, whose files can be listed and opened; with ``may_lack`` it need not exist."""
+def _data_dir(options: DataOptions) -> tuple[Setting, Path]:
+    """The setting that says where the files of named data sets are, and that folder, which need not exist."""
+    given = options.data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR
+    setting = Setting("--data-dir", given)
+    return setting, checked_folder(setting, given, may_lack=True)
+
+
+def _checked_file(setting: Setting, where: str) -> Path:
+    """The file ``where``; whether it can be read is up to who reads it."""
     try:
-        folder = Path(where).expanduser()
-        exists, is_folder = folder.exists(), folder.is_dir()
-    except (OSError, RuntimeError) as error:  # no permission, name too long; no such user in ~user
+        path = Path(where).expanduser()
+        is_file, exists = path.is_file(), path.exists()
+    except (OSError, RuntimeError) as error:  # name too long; no such user in ~user
         raise setting.error(f"cannot read {where}: {reason(error)}") from error
-    if exists and not is_folder:
-        raise setting.error(f"must be a folder: {folder} is not one")
-    if not exists and not may_lack:
-        raise setting.error(f"must be a folder: there is no {folder}")
-    if exists and not os.access(folder, os.R_OK | os.X_OK):
-        raise setting.error(f"must be a folder that can be read: no permission for {folder}")
-    return folder
+    if not is_file:
+        raise setting.error(f"must be a file: {path} is not one" if exists else f"must be a file: there is no {path}")
+    return path
 
 
-def _find_files(
+def _find_idx_files(
     options: DataOptions, info: DatasetInfo, part: Part, download: bool, on_progress: Progress
 ) -> tuple[Setting, Path]:
     """The folder that has the files of ``part``, after a download if need be, and the setting that says where it is."""
-    given = options.data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR
-    setting = Setting("--data-dir", given)
-    folder = _checked_folder(setting, given, may_lack=True)
+    setting, folder = _data_dir(options)
     for inner in (info.folder, "raw"):
-        folder = _checked_folder(setting, folder / inner, may_lack=True)
+        folder = checked_folder(setting, folder / inner, may_lack=True)
     missing = missing_idx_files(folder, part)
     if missing and download:
-        _download(setting, info, folder, part, on_progress)
+        download_idx_files(setting, info.title, info.folder, folder, part, on_progress)
     elif missing:
         raise setting.error(
             f"{info.title}: missing in {folder}: {', '.join(missing)} (or the same with .gz); allow the download, "
@@ -287,62 +295,26 @@ def _find_files(
     return setting, folder
 
 
-def _download(setting: Setting, info: DatasetInfo, folder: Path, part: Part, on_progress: Progress) -> None:
-    """Fetch what is missing of ``info``'s four files from the addresses (and with the md5 sums) of torchvision's class.
+def _load_kanji(options: DataOptions, part: Part, download: bool, on_progress: Progress) -> ImageSet:
+    """The published archive's folder, after a download if need be.
 
-    Each file appears under its name only when it is complete, so that a process that needs no download never finds
-    half a file; the lock is for those that do. Files of the other part are fetched too, but may be missing.
+    Class names are the names of its folders, the characters' code points (``U+4E00``).
     """
-    import torchvision.datasets  # slow to import, hence only here
-    from filelock import FileLock
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    source = getattr(torchvision.datasets, info.folder)
-    archives: list[tuple[str, str]] = sorted(
-        source.resources, key=lambda item: item[0].removesuffix(".gz") not in IDX_FILES[part]
-    )
-    failures: list[str] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".download.lock"), _download_surroundings():
-            for done, (archive, md5) in enumerate(archives):
-                on_progress(f"downloading {info.title}", done, len(archives))
-                name = archive.removesuffix(".gz")
-                if find_idx_file(folder, name) is not None:
-                    continue
-                for mirror in source.mirrors:
-                    try:
-                        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-                            download_and_extract_archive(
-                                mirror + archive, scratch, filename=archive, md5=md5, remove_finished=True
-                            )
-                            (Path(scratch) / name).replace(folder / name)
-                        break
-                    except (OSError, RuntimeError, EOFError, http.client.HTTPException, zlib.error) as error:
-                        failures.append(f"{mirror}{archive} ({reason(error)})")
-                if failures and find_idx_file(folder, name) is None:
-                    break  # the next file would fail as slowly
-            else:
-                on_progress(f"downloading {info.title}", len(archives), len(archives))
-    except OSError as error:
-        failures.append(f"cannot write to {error.filename or folder} ({reason(error)})")
-    missing = missing_idx_files(folder, part)
-    if missing:
-        addresses = [mirror + name + ".gz" for name in missing for mirror in source.mirrors]
-        raise setting.error(
-            f"{info.title}: missing in {folder}: {', '.join(missing)} (or the same with .gz); "
-            f"the download failed: {'; '.join(failures)}; "
-            f"get them from {', '.join(addresses)}, or point --data-dir at a folder that has them"
-        )
-
-
-@contextlib.contextmanager
-def _download_surroundings() -> Iterator[None]:
-    """Progress bars on stderr, as stdout is for results, and no waiting for ever: torchvision sets no time limit."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
+    info = DATASETS["kuzushiji-kanji"]
+    setting, data_dir = _data_dir(options)
+    places = [
+        checked_folder(setting, place / info.folder, may_lack=True)
+        for place in (data_dir, checked_folder(setting, data_dir / options.source, may_lack=True))
+    ]
+    folder = next((place for place in places if place.is_dir() and class_folders(setting, place)), None)
+    if folder is None:
+        why = download_folder(info.title, KANJI_URL, places[0], on_progress) if download else "allow the download"
+        if why is not None:
+            raise setting.error(
+                f"{info.title}: there is neither {places[0]} nor {places[1]} with a folder per character; {why}, "
+                f"or get {KANJI_URL} (310 MB) and unpack it with tar -xf kkanji.tar -C {data_dir}, "
+                f"or point --data-dir at a folder that has {info.folder}"
+            )
+        folder = places[0]
+    shape = (info.channels, info.height, info.width)
+    return read_class_folders(setting, folder, part, on_progress, shape=shape, cached=True)

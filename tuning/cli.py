@@ -97,6 +97,9 @@ def search(
     val_split: Annotated[
         str | None, typer.Option(help="random, or first for the first images (default random).")
     ] = None,
+    channels: Annotated[int | None, typer.Option(help="1 makes images grey, 3 makes them RGB.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Scale images to a square of so many pixels a side.")] = None,
+    binarise: Annotated[float | None, typer.Option(help="Pixels from this part of white on are 1, others 0.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 (default float32).")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store or server; none for no tracking.")] = None,
@@ -151,6 +154,9 @@ def search(
         "train_images": train_images,
         "val_images": val_images,
         "val_split": val_split,
+        "channels": channels,
+        "image_size": image_size,
+        "binarise": binarise,
     }
     nested: dict[str, dict[str, Any]] = {"data": data, **pairs}
     for key, parts in nested.items():

@@ -152,14 +152,17 @@ def print_datasets() -> None:
     for column in ("data set", "images", "size", "classes", "files", "source and licence"):
         table.add_column(column, overflow="fold")
     for name, info in DATASETS.items():
+        parts = f"{info.images}, a fifth for the test" if info.images else "as in the file"
+        files = "downloaded where missing" if info.downloaded else "MNIST.mat in the data folder"
         table.add_row(
             name,
-            f"{info.train_images} + {info.test_images}",
+            parts if info.train_images is None else f"{info.train_images} + {info.test_images}",
             f"{info.height}x{info.width}x{info.channels}",
-            str(len(info.class_names)),
-            "downloaded where missing" if info.needs_files else "none needed",
+            str(info.classes),
+            files if info.needs_files else "none needed",
             info.licence,
         )
+    table.add_row("mnist-mat:FILE", "your own", "28x28x1", "10", "a .mat file, its images turned and flipped back", "")
     table.add_row("idx:FOLDER", "your own", "any", "any", "MNIST's four IDX files, plain or .gz", "")
     table.add_row(
         "images:FOLDER", "your own", "any", "any", "train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png", ""
