@@ -7,6 +7,7 @@ Guatto's network. Shape suffixes: B batch, C channels, H and W height and width,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -17,16 +18,9 @@ from torch import Tensor, nn
 from models.datasets import DataSpec
 from models.errors import UserError
 from models.family import Batch, Family, Objective, Phase, Update
+from models.layers import ACTIVATIONS, ActivationName, strided_decoder, strided_encoder, strided_sizes
 from models.optimizers import OptimizerConfig, make_optimizer
 from models.space import Choice, Float, Int
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
 
 SMALLEST_SIDE = 9
 """Below it the third convolution has no 3×3 window left."""
@@ -42,9 +36,9 @@ class ConvAutoencoderConfig(OptimizerConfig):
         64, ge=1, le=8192, description="units of the linear layer between convolutions and latent code"
     )
     latent_dim: Annotated[int, Int(2, 64, log=True)] = Field(10, ge=1, le=4096, description="size of the latent code")
-    activation: Annotated[
-        Literal["relu", "leaky_relu", "elu", "gelu", "silu"], Choice("relu", "leaky_relu", "elu", "gelu", "silu")
-    ] = Field("relu", description="non-linearity after every layer but the last of encoder and decoder")
+    activation: Annotated[ActivationName, Choice("relu", "leaky_relu", "elu", "gelu", "silu")] = Field(
+        "relu", description="non-linearity after every layer but the last of encoder and decoder"
+    )
     batch_norm: Annotated[bool, Choice(False, True)] = Field(
         False, description="batch normalisation after every convolution"
     )
@@ -61,23 +55,10 @@ class ConvAutoencoder(nn.Module):
 
     def __init__(self, config: ConvAutoencoderConfig, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        channels, *size = shape
-        nf, act = config.filters, ACTIVATIONS[config.activation]
-        widths = (channels, nf, 2 * nf, 4 * nf)
-        paddings = (1, 1, 0)
-        sizes = [tuple(size)]
-        for padding in paddings:
-            sizes.append(tuple((side + 2 * padding - 3) // 2 + 1 for side in sizes[-1]))
-        self.map_shape = (widths[-1], *sizes[-1])
-        features = widths[-1] * sizes[-1][0] * sizes[-1][1]
-
-        def norm(width: int) -> list[nn.Module]:
-            return [nn.BatchNorm2d(width)] if config.batch_norm else []
-
-        convs: list[nn.Module] = []
-        for inner, outer, padding in zip(widths[:-1], widths[1:], paddings, strict=True):
-            convs += [nn.Conv2d(inner, outer, 3, stride=2, padding=padding), *norm(outer), act()]
-        self.convs = nn.Sequential(*convs)
+        channels, size, act = shape[0], shape[1:], ACTIVATIONS[config.activation]
+        self.map_shape = (4 * config.filters, *strided_sizes(size)[-1])
+        features = math.prod(self.map_shape)
+        self.convs = strided_encoder(channels, config.filters, config.activation, config.batch_norm)
         self.to_code = nn.Sequential(
             nn.Linear(features, config.hidden_units),
             act(),
@@ -91,20 +72,8 @@ class ConvAutoencoder(nn.Module):
             nn.Linear(config.hidden_units, features),
             act(),
         )
-        deconvs: list[nn.Module] = []
-        for i in (2, 1, 0):
-            # Output padding recovers the pixel that stride 2 rounds away, so that any image size is mirrored.
-            lost = tuple(
-                target - ((side - 1) * 2 - 2 * paddings[i] + 3)
-                for side, target in zip(sizes[i + 1], sizes[i], strict=True)
-            )
-            deconvs += [
-                nn.ConvTranspose2d(
-                    widths[i + 1], widths[i], 3, stride=2, padding=paddings[i], output_padding=(lost[0], lost[1])
-                ),
-                *([] if i == 0 else [*norm(widths[i]), act()]),
-            ]
-        self.deconvs = nn.Sequential(*deconvs, nn.Sigmoid() if config.output == "sigmoid" else nn.Identity())
+        self.deconvs = strided_decoder(channels, config.filters, config.activation, size, config.batch_norm)
+        self.last = nn.Sigmoid() if config.output == "sigmoid" else nn.Identity()
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """Images in [0, 1] → codes (B, L)."""
@@ -113,7 +82,7 @@ class ConvAutoencoder(nn.Module):
 
     def decode(self, codes_BL: Tensor) -> Tensor:
         """Codes (B, L) → images (B, C, H, W)."""
-        images: Tensor = self.deconvs(self.from_code(codes_BL).unflatten(1, self.map_shape))
+        images: Tensor = self.last(self.deconvs(self.from_code(codes_BL).unflatten(1, self.map_shape)))
         return images
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

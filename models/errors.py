@@ -96,8 +96,12 @@ class ProblemCollector:
             raise UserError(*self.problems)
 
 
-class NonFiniteError(LatentuneError):
-    """A loss or a metric became NaN or infinite; the trial has failed."""
+class TrainingFailedError(LatentuneError):
+    """A trial cannot succeed any more; the message says why."""
+
+
+class NonFiniteError(TrainingFailedError):
+    """A loss or a metric became NaN or infinite."""
 
 
 class CheckpointError(LatentuneError):

@@ -25,9 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from models.datasets import DataSpec
+    from models.training import DataOnDevice
 
 FAMILIES: dict[str, str] = {
     "conv_autoencoder": "models.conv_autoencoder:ConvAutoencoderFamily",
+    "dense_autoencoder": "models.dense_autoencoder:DenseAutoencoderFamily",
+    "stacked_autoencoder": "models.stacked_autoencoder:StackedAutoencoderFamily",
+    "vae": "models.vae:VaeFamily",
+    "gan": "models.gan:GanFamily",
+    "dcgan": "models.dcgan:DcganFamily",
+    "mlp_classifier": "models.classifiers:MlpClassifierFamily",
+    "cnn_classifier": "models.classifiers:CnnClassifierFamily",
 }
 """Name → where the family is. A user's own family is named by such an import path instead."""
 
@@ -80,10 +88,14 @@ class Update:
     """One optimizer step of a batch: its loss is computed, differentiated and applied.
 
     A GAN has two of them in a phase, which run one after the other on the same batch.
+
+    Args:
+        loss: the loss of a batch, a scalar; or the loss and further scalars by name, which are averaged and reported.
+        name: what the loss is reported as, with ``train_`` before it.
     """
 
     optimizer: torch.optim.Optimizer
-    loss: Callable[[Batch], Tensor]
+    loss: Callable[[Batch], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
     name: str = "loss"
 
 
@@ -93,11 +105,18 @@ class Phase:
 
     Args:
         share: the part of the trial's budget that it takes, relative to the other phases.
+        ranks: whether the objective means something yet; a record of a phase that does not rank has none, and no
+            scheduler judges its trial.
+        patience: end the phase after so many whole epochs in which its first update's loss did not fall by more than
+            ``tolerance``; what is left of its share goes to the later phases. ``None`` never; the last phase goes on.
     """
 
     name: str
     updates: Sequence[Update]
     share: float = 1.0
+    ranks: bool = True
+    patience: int | None = None
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,9 +166,21 @@ class Family(ABC, Generic[ConfigT]):
     def phases(self, config: ConfigT, network: nn.Module) -> Sequence[Phase]:
         """The training phases in order, with their optimizers."""
 
-    @abstractmethod
     def measure(self, config: ConfigT, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Validation metrics of each image: name without ``val_`` → (B,). Averaged over the validation set."""
+        """What is averaged over the validation images: name without ``val_`` → (B,); (B, …) for :meth:`summarise`."""
+        return {}
+
+    def summarise(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics from the averages of :meth:`measure`: themselves, if each is a single number."""
+        return {name: float(mean) for name, mean in means.items()}
+
+    def evaluate(self, config: ConfigT, network: nn.Module, data: DataOnDevice) -> dict[str, float]:
+        """Metrics of the validation set that are no averages over images, such as a distance of distributions.
+
+        Raises:
+            TrainingFailedError: the trial has failed in a way that only this sees.
+        """
+        return {}
 
 
 def get_family(name: str) -> Family[Any]:

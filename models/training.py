@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,8 @@ class DataOnDevice:
     def __init__(self, data: TrainingData, device: str = "cpu") -> None:
         self.spec: DataSpec = data.spec
         self.device = device
+        self.memo: dict[str, Any] = {}
+        """What a family derives from the data once, for all trials of a process."""
         self.train = ImagesOnDevice(data.train, device)
         self.val = ImagesOnDevice(data.val, device)
 
@@ -94,6 +96,8 @@ class Training:
     phases: Sequence[Phase]
     random: RandomStream
     step: int = 0
+    phase: int = 0
+    phase_began: int = 0
     seconds: float = 0.0
     records: list[Record] = field(default_factory=list)
     best: Record | None = None
@@ -120,6 +124,8 @@ class Training:
         """All that is needed to go on, as tensors and JSON values."""
         return {
             "step": self.step,
+            "phase": self.phase,
+            "phase_began": self.phase_began,
             "seconds": self.seconds,
             "records": [record.to_json() for record in self.records],
             "best": None if self.best is None else self.best.to_json(),
@@ -132,6 +138,7 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict` of the same family, config and data."""
         self.step, self.seconds = state["step"], state["seconds"]
+        self.phase, self.phase_began = state["phase"], state["phase_began"]
         self.records = [Record(**record) for record in state["records"]]
         self.best = None if state["best"] is None else Record(**state["best"])
         self.best_weights = state["best_weights"]
@@ -194,9 +201,13 @@ def fit(training: Training) -> Iterator[Record]:
             with training.random:
                 train_metrics = _train(training, until=max(1, round(point * training.steps_per_epoch)))
             val_metrics = validate(training)
+        if not training.phases[training.phase].ranks:
+            val_metrics.pop(training.family.objective.metric, None)
         training.seconds += time.perf_counter() - began
         record = Record(point, training.step, {**val_metrics, **train_metrics}, training.seconds)
         _keep(training, record)
+        if _settled(training):
+            _next_phase(training)
         yield record
 
 
@@ -206,41 +217,64 @@ def validate(training: Training) -> dict[str, float]:
     A family that draws random numbers here draws the same ones at every record, so that records compare.
     """
     sums: dict[str, Tensor] = {}
-    data, network = training.data.val, training.network
+    family, data, network = training.family, training.data.val, training.network
     network.eval()
-    with RandomStream(derive_seed(training.seed, "validate"), training.data.device), torch.inference_mode():
-        for first in range(0, len(data), VALIDATION_BATCH):
-            batch = data.batch(slice(first, first + VALIDATION_BATCH))
-            with training.numerics.autocast():
-                measured = training.family.measure(training.config, network, batch)
-            for name, values_B in measured.items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values_B.double().sum().cpu()
-    return {f"val_{name}": float(total) / len(data) for name, total in sums.items()}
+    with RandomStream(derive_seed(training.seed, "validate"), training.data.device):
+        with torch.inference_mode():
+            for first in range(0, len(data), VALIDATION_BATCH):
+                batch = data.batch(slice(first, first + VALIDATION_BATCH))
+                with training.numerics.autocast():
+                    measured = family.measure(training.config, network, batch)
+                for name, values in measured.items():
+                    total = values.double().sum(0)
+                    sums[name] = sums[name] + total if name in sums else total
+            metrics = family.summarise({name: (total / len(data)).cpu() for name, total in sums.items()})
+        with torch.no_grad():  # what is made here may be kept, and trained
+            metrics |= family.evaluate(training.config, network, training.data)
+    return {f"val_{name}": value for name, value in metrics.items()}
 
 
 def _train(training: Training, until: int) -> dict[str, float]:
-    """Steps up to ``until``; the mean of each update's loss over them."""
+    """Steps up to ``until``; the means of each update's loss, and of what it reports besides, over its steps."""
     batch_size, per_epoch = training.config.batch_size, training.steps_per_epoch
-    training.network.train()
-    sums: dict[str, Tensor] = {}
-    steps, order, order_of = until - training.step, None, -1
+    means = _Means()
+    order, order_of, phase = None, -1, None
     while training.step < until:
+        if phase is not (phase := _phase(training)):
+            training.network.train()  # a phase may have put parts of it to rest
         epoch, position = divmod(training.step, per_epoch)
         if epoch != order_of:
             order, order_of = _order(training, epoch), epoch
         assert order is not None
         batch = training.data.train.batch(order[position * batch_size : (position + 1) * batch_size])
-        for update in _phase(training).updates:
+        for update in phase.updates:
             update.optimizer.zero_grad(set_to_none=True)
             with training.numerics.autocast():
-                loss = update.loss(batch)
+                given = update.loss(batch)
+            loss, others = given if isinstance(given, tuple) else (given, {})
             loss.backward()  # type: ignore[no-untyped-call]
             update.optimizer.step()
-            sums[update.name] = sums.get(update.name, 0.0) + loss.detach()
+            means.add({update.name: loss, **others})
         training.step += 1
         if training.step % LOOK_EVERY == 0 or training.step == until:
-            _check_finite(training, {f"train_{name}": float(total) for name, total in sums.items()})
-    return {f"train_{name}": float(total) / steps for name, total in sums.items()}
+            _check_finite(training, means.take())
+    return means.take()
+
+
+class _Means:
+    """Running means of scalars that stay on their device until somebody looks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        return {f"train_{name}": float(total) / self._counts[name] for name, total in self._sums.items()}
 
 
 def _order(training: Training, epoch: int) -> Tensor:
@@ -250,13 +284,34 @@ def _order(training: Training, epoch: int) -> Tensor:
 
 
 def _phase(training: Training) -> Phase:
-    """The phase of the current step; phases divide the budget by their shares."""
-    if len(training.phases) == 1:
-        return training.phases[0]
-    passed = training.step / (training.steps_per_epoch * training.budget.max_epochs)
-    shares = np.cumsum([phase.share for phase in training.phases])
-    index = int(np.searchsorted(shares / shares[-1], passed, side="right"))
-    return training.phases[min(index, len(training.phases) - 1)]
+    """The phase of the next step. A phase's share is of the steps that the phases before it have left."""
+    total = round(training.steps_per_epoch * training.budget.max_epochs)
+    while training.phase < len(training.phases) - 1:
+        left = training.phases[training.phase :]
+        share = left[0].share / sum(phase.share for phase in left)
+        if training.step < training.phase_began + share * (total - training.phase_began):
+            break
+        _next_phase(training)
+    return training.phases[training.phase]
+
+
+def _next_phase(training: Training) -> None:
+    training.phase, training.phase_began = training.phase + 1, training.step
+
+
+def _settled(training: Training) -> bool:
+    """Whether the current phase has run out of patience, and there is another one to go on with."""
+    phase = training.phases[training.phase]
+    if phase.patience is None or training.phase == len(training.phases) - 1:
+        return False
+    name, best, waited = f"train_{phase.updates[0].name}", math.inf, 0
+    for record in training.records:
+        value = record.metrics.get(name)
+        # A record that the phase began in holds its first steps only; the next one is compared with it all the same.
+        if value is None or record.step <= training.phase_began or record.epoch != int(record.epoch):
+            continue
+        best, waited = (value, 0) if value < best - phase.tolerance else (best, waited + 1)
+    return waited >= phase.patience
 
 
 def _keep(training: Training, record: Record) -> None:

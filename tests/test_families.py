@@ -202,13 +202,13 @@ def test_default_config_builds_and_does_what_it_says(family: Family[Any], shape:
 
 def check_network(family: Family[Any], config: Any, shape: tuple[int, int, int]) -> None:
     network, batch = family.build(config, spec_of(shape)), batch_of(shape)
+    assert family.objective.metric in validate(start(family, config, noise(shape), Budget(1), seed=0))
     assert isinstance(network, family.Network)
     assert set(family.capabilities()) <= set(CAPABILITIES)
     network.eval()
     with torch.inference_mode():
         measured = family.measure(config, network, batch)
-        assert family.objective.metric in {f"val_{name}" for name in measured}
-        assert all(values.shape == (5,) and values.isfinite().all() for values in measured.values())
+        assert all(len(values) == 5 and values.isfinite().all() for values in measured.values())
         able: Any = network
         if "encode" in family.capabilities():
             codes = able.encode(batch.images)
@@ -218,6 +218,9 @@ def check_network(family: Family[Any], config: Any, shape: tuple[int, int, int])
             assert not torch.equal(codes[0], codes[1])
             if "decode" in family.capabilities():
                 assert_images(able.decode(codes), 5, shape)
+        if "decode" in family.capabilities():
+            width = getattr(config, "latent_dim", getattr(config, "hidden_units", None))
+            assert_images(able.decode(torch.randn(4, width)), 4, shape)
         if "sample" in family.capabilities():
             assert_images(able.sample(3), 3, shape)
         if "classify" in family.capabilities():
@@ -235,7 +238,7 @@ def test_smallest_images_train_and_smaller_ones_are_refused(family: Family[Any])
     shapes = [(1, smallest, smallest), (3, smallest, smallest + 7), (1, smallest + 6, smallest)]
     for shape in (shape for shape in shapes if accepts(family, shape)):
         check_network(family, family.Config(), shape)
-        records = list(fit(start(family, family.Config(), noise(shape), Budget(1), seed=0)))
+        records = list(fit(start(family, family.Config(), noise(shape), Budget(8), seed=0)))
         assert math.isfinite(records[-1].metrics[family.objective.metric])
     for shape in ((1, smallest - 1, smallest - 1), (3, smallest - 1, 40), (1, 40, smallest - 1)):
         if smallest > 1:
@@ -277,19 +280,19 @@ def test_random_configs_of_the_space_survive_a_step(family: Family[Any], digits:
             diverged += 1
             continue
         assert record.step == 1
-        assert math.isfinite(record.metrics[family.objective.metric])
+        value = training.value_of(record)
+        assert math.isfinite(value) if value is not None else not training.phases[training.phase].ranks
     assert len(seen) > 150
     # One that diverges at once is a failed trial, which a search survives; many would mean that the ranges are wrong.
     assert diverged <= 5
 
 
 def test_objective_improves_on_real_images(family: Family[Any], digits: DataOnDevice) -> None:
-    training = start(family, family.Config(batch_size=32), digits, Budget(3), seed=0)
+    training = start(family, family.Config(batch_size=32), digits, Budget(8), seed=0)
     values = [training.value_of(record) for record in fit(training)]
-    first, last = values[0], values[-1]
-    assert first is not None
-    assert last is not None
-    assert family.objective.better(last, first)
+    ranked = [value for value in values if value is not None]  # a phase may have no objective yet
+    assert len(ranked) >= 2
+    assert family.objective.better(ranked[-1], ranked[0])
 
 
 def test_same_seed_same_numbers_other_seed_others(family: Family[Any], digits: DataOnDevice) -> None:

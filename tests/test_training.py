@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models import training as training_module
 from models.conv_autoencoder import ConvAutoencoderConfig, ConvAutoencoderFamily
 from models.datasets import DataSpec, ImageSet, TrainingData
-from models.errors import NonFiniteError
+from models.errors import NonFiniteError, TrainingFailedError
 from models.family import Batch, Family, FamilyConfig, Objective, Phase, Record, Update
 from models.numerics import Numerics
 from models.training import LOOK_EVERY, VALIDATION_BATCH, Budget, DataOnDevice, Training, fit, start
@@ -408,6 +408,250 @@ def test_two_updates_run_one_after_the_other_on_each_batch() -> None:
         },
         rel=1e-6,
     )
+
+
+# --- phases that do not rank, phases that end early, further numbers -------------------------------------------------
+
+
+class ScriptedFamily(ToyFamily):
+    """Its i-th phase gives the losses of its script one after the other; ``log`` says which phase made each step."""
+
+    losses: tuple[tuple[float, ...], ...] = ((1,),)
+    shares: tuple[float, ...] = (1,)
+    patience: tuple[int | None, ...] = (None,)
+    tolerance: float = 0.0
+    ranking: tuple[bool, ...] | None = None
+
+    def phases(self, config: ToyConfig, network: nn.Module) -> Sequence[Phase]:
+        self.log: list[int] = []
+
+        def loss_of(index: int) -> Callable[[Batch], Tensor]:
+            def loss(batch: Batch) -> Tensor:
+                assert isinstance(network, Toy)
+                assert isinstance(network.steps, Tensor)
+                step = self.log.count(index)
+                self.log.append(index)
+                network.steps += 1
+                return self.losses[index][min(step, len(self.losses[index]) - 1)] + 0 * network.w
+
+            return loss
+
+        return [
+            Phase(
+                str(i),
+                [Update(torch.optim.SGD(network.parameters(), lr=1.0), loss_of(i))],
+                share,
+                ranks=True if self.ranking is None else self.ranking[i],
+                patience=self.patience[i],
+                tolerance=self.tolerance,
+            )
+            for i, share in enumerate(self.shares)
+        ]
+
+
+def scripted(epochs: float, **settings: Any) -> tuple[str, Training]:
+    """Which phase made each step, as digits. A step an epoch unless ``images`` says otherwise."""
+    family, budget = ScriptedFamily(), {key: settings.pop(key) for key in ("images", "rungs") if key in settings}
+    for name, value in settings.items():
+        setattr(family, name, value)
+    training = toy_run(family=family, max_epochs=epochs, **budget)
+    list(fit(training))
+    return "".join(map(str, family.log)), training
+
+
+BETTER, SAME = (9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0), (5.0,)
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "steps"),
+    [
+        ((BETTER, BETTER, SAME), (1, 1, None), "000111222222"),  # nothing ends early: a quarter, a quarter, a half
+        # Ends after its second epoch; of the ten that are left a third is 3.3, which the fourth step reaches into.
+        ((SAME, BETTER, SAME), (1, 1, None), "001111222222"),
+        ((SAME, SAME, SAME), (1, 1, None), "001122222222"),
+        ((BETTER, SAME, SAME), (1, 1, None), "000112222222"),
+        ((SAME, SAME, SAME), (2, 1, None), "000112222222"),
+        ((SAME, SAME, SAME), (3, 3, None), "000111222222"),  # patience as long as the share
+        ((SAME, SAME, SAME), (None, 1, None), "000112222222"),
+        (((5.0, 6.0), (5.0, 4.0, 6.0), SAME), (1, 1, None), "001112222222"),
+        ((SAME, SAME, SAME), (1, 1, 1), "001122222222"),  # the last one goes on: nothing is left to go on with
+    ],
+)
+def test_a_phase_that_does_not_get_better_gives_the_rest_to_the_later_ones(
+    losses: tuple[tuple[float, ...], ...], patience: tuple[int | None, ...], steps: str
+) -> None:
+    made_steps, training = scripted(12, losses=losses, shares=(1, 1, 2), patience=patience)
+    assert made_steps == steps
+    assert training.finished
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "steps"),
+    [(0.0, "000000001111"), (0.2, "000000001111"), (0.25, "001111111111"), (1.0, "001111111111")],
+)
+def test_tolerance_is_what_an_improvement_has_to_exceed(tolerance: float, steps: str) -> None:
+    falling = tuple(4 - 0.25 * i for i in range(8))
+    assert scripted(12, losses=(falling, SAME), shares=(2, 1), patience=(1, None), tolerance=tolerance)[0] == steps
+
+
+def test_improvements_are_counted_from_the_best_and_not_from_the_last() -> None:
+    slowly = (5.0, 4.9, 4.8, 4.7, 4.6, 4.5, 4.4, 4.3)  # together more than the tolerance, after three epochs
+    assert scripted(12, losses=(slowly, SAME), shares=(2, 1), patience=(3, None), tolerance=0.25)[0] == "000000001111"
+    assert scripted(12, losses=(slowly, SAME), shares=(2, 1), patience=(2, None), tolerance=0.25)[0] == "000111111111"
+
+
+def test_patience_of_a_phase_counts_whole_epochs_only() -> None:
+    # Two steps an epoch, with a record after each of them.
+    settings: dict[str, Any] = {"images": 8, "rungs": (0.5, 1.5, 2.5, 3.5), "shares": (3, 1), "patience": (1, None)}
+    steps, training = scripted(4, losses=(SAME, SAME), **settings)
+    assert steps == "00001111"
+    assert [record.epoch for record in training.records] == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+
+
+def test_a_resumed_run_knows_how_long_its_phase_has_waited() -> None:
+    whole = scripted(9, losses=(SAME, SAME), shares=(2, 1), patience=(3, None))[1]
+    half = whole.family
+    training = start(half, whole.config, whole.data, whole.budget, seed=0)
+    steps = ""
+    while not training.finished:
+        next(fit(training))
+        steps += str(training.family.log[-1])  # type: ignore[attr-defined]
+        training = start(half, whole.config, whole.data, whole.budget, seed=0, state=training.state_dict())
+    assert steps == "000011111"
+
+
+def test_a_phase_that_does_not_rank_has_no_objective() -> None:
+    script = (1.0, math.nan, 5.0, 4.0, 6.0)
+    family = ScriptedFamily()
+    family.losses, family.shares, family.patience, family.ranking = (
+        (BETTER, BETTER),
+        (2, 3),
+        (None, None),
+        (False, True),
+    )
+    training = toy_run(script, family=family, patience=1)
+    records = list(fit(training))
+    # The first two would have been the best one, and one that ends the run.
+    assert [record.metrics.get("val_score") for record in records] == [None, None, 5, 4, 6]
+    assert [training.value_of(record) for record in records] == [None, None, 5, 4, 6]
+    assert all("train_loss" in record.metrics for record in records)
+    assert training.best is records[3]
+    assert training.best_weights["steps"] == 4
+
+
+def test_nothing_ranks_until_the_last_phase_has_begun() -> None:
+    settings: dict[str, Any] = {"losses": (BETTER, BETTER), "shares": (1, 1), "ranking": (False, True)}
+    training = scripted(2, images=12, rungs=(0.5, 1.5), patience=(None, None), **settings)[1]
+    ranked = {record.epoch: "val_score" in record.metrics for record in training.records}
+    assert ranked == {0.5: False, 1: False, 1.5: True, 2: True}
+
+
+class Reporting(ToyFamily):
+    """Reports further numbers beside its loss, one of them at even steps only."""
+
+    def phases(self, config: ToyConfig, network: nn.Module) -> Sequence[Phase]:
+        def loss(batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+            assert isinstance(network, Toy)
+            assert isinstance(network.steps, Tensor)
+            step = network.steps.clone()
+            network.steps += 1
+            others = {"always": 10.0 * step + network.w, **({"even": 100.0 * step} if step % 2 == 0 else {})}
+            return -network.w, others
+
+        def second(batch: Batch) -> Tensor:
+            return 0 * network.get_parameter("w") + 7
+
+        first, other = (torch.optim.SGD(network.parameters(), lr=lr) for lr in (1.0, 1.0))
+        return [Phase("only", [Update(first, loss), Update(other, second, "second")])]
+
+
+def test_further_numbers_of_a_loss_are_means_over_their_own_steps() -> None:
+    records = list(fit(toy_run(images=40, family=Reporting(), max_epochs=1, rungs=(0.3,))))
+    # Before step n, counted from 0, w is n.
+    assert [record.metrics["train_always"] for record in records] == [11 * 1, pytest.approx(11 * 6)]
+    assert [record.metrics["train_even"] for record in records] == [(0 + 200) / 2, (400 + 600 + 800) / 3]
+    assert [record.metrics["train_loss"] for record in records] == [-1, -6]
+    assert [record.metrics["train_second"] for record in records] == [7, 7]
+
+
+def test_a_further_number_that_is_not_finite_ends_the_run() -> None:
+    class Bad(ToyFamily):
+        def phases(self, config: ToyConfig, network: nn.Module) -> Sequence[Phase]:
+            (phase,) = super().phases(config, network)
+            (update,) = phase.updates
+            return [
+                Phase("only", [Update(update.optimizer, lambda b: (update.loss(b), {"other": torch.tensor(math.inf)}))])
+            ]
+
+    with pytest.raises(NonFiniteError, match="train_other became inf"):
+        list(fit(toy_run([1, 1], family=Bad())))
+
+
+def test_summarise_turns_means_over_all_images_into_metrics() -> None:
+    given_: list[Mapping[str, Tensor]] = []
+
+    class Summing(ToyFamily):
+        def measure(self, config: ToyConfig, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+            number = batch.labels.double()
+            return {"number": number, "powers": torch.stack([number, number**2, number**3], 1)}
+
+        def summarise(self, means: Mapping[str, Tensor]) -> dict[str, float]:
+            given_.append(means)
+            mean, square, _ = means["powers"]
+            return {"score": float(square - mean**2), "number": float(means["number"])}
+
+    count = VALIDATION_BATCH + 9
+    (record,) = fit(start(Summing(), ToyConfig(), DataOnDevice(made(4, count)), Budget(1), seed=0))
+    labels = np.arange(count)
+    assert record.metrics["val_score"] == pytest.approx(labels.var())
+    assert record.metrics["val_number"] == labels.mean()
+    assert "val_powers" not in record.metrics
+    (means,) = given_
+    np.testing.assert_allclose(means["powers"].numpy(), [(labels.astype(float) ** k).mean() for k in (1, 2, 3)])
+
+
+def test_evaluate_sees_the_data_as_a_whole_and_may_train_something() -> None:
+    class Evaluating(ToyFamily):
+        objective = Objective("val_whole", "max")
+
+        def evaluate(self, config: ToyConfig, network: nn.Module, data: DataOnDevice) -> dict[str, float]:
+            assert not network.training
+            assert not torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+            probe = data.memo.setdefault("probe", nn.Linear(1, 1))
+            with torch.enable_grad():
+                probe(data.val.batch(slice(0, 2)).images[:, 0, 0, :1]).sum().backward()
+            return {"whole": float(network.get_parameter("w")) + len(data.val) + len(data.train) / 1000}
+
+    data = DataOnDevice(made(4, 3))
+    training = start(Evaluating(), ToyConfig(), data, Budget(3), seed=0)
+    records = list(fit(training))
+    assert [record.metrics["val_whole"] for record in records] == pytest.approx([4.004, 5.004, 6.004])
+    assert all(record.metrics["val_score"] == 1 for record in records)  # what is measured is there as well
+    assert training.best is records[-1]
+    assert isinstance(data.memo["probe"], nn.Linear)
+
+
+def test_evaluate_may_fail_the_trial() -> None:
+    class Collapsing(ToyFamily):
+        def evaluate(self, config: ToyConfig, network: nn.Module, data: DataOnDevice) -> dict[str, float]:
+            if float(network.get_parameter("w")) == 3:
+                raise TrainingFailedError("it has collapsed")
+            return {}
+
+    training = toy_run([5, 4, 3, 2], family=Collapsing())
+    with pytest.raises(TrainingFailedError, match="it has collapsed"):
+        list(fit(training))
+    assert len(training.records) == 2
+
+
+def test_evaluate_draws_the_same_numbers_at_every_record() -> None:
+    class Drawing(ToyFamily):
+        def evaluate(self, config: ToyConfig, network: nn.Module, data: DataOnDevice) -> dict[str, float]:
+            return {"drawn": float(torch.rand(()))}
+
+    drawn = [record.metrics["val_drawn"] for record in fit(toy_run([1, 1, 1], family=Drawing()))]
+    assert drawn[0] == drawn[1] == drawn[2]
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

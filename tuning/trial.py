@@ -16,7 +16,7 @@ from ray import tune
 
 from models import checkpoint
 from models.datasets import TrainingData
-from models.errors import CheckpointError, LatentuneError, NonFiniteError, StorageError, UserError
+from models.errors import CheckpointError, LatentuneError, StorageError, TrainingFailedError, UserError
 from models.family import Record, get_family
 from models.numerics import Numerics
 from models.training import Budget, DataOnDevice, Training, fit, start
@@ -50,7 +50,7 @@ def train_trial(
         yield from _run(assignment, data, config, seed, path)
     except StorageError as error:
         yield Message((), "storage", str(error))
-    except (NonFiniteError, UserError, ValidationError) as error:
+    except (TrainingFailedError, UserError, ValidationError) as error:
         yield Message((), "failed", _one_line(error))
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         torch.cuda.empty_cache()

@@ -1,0 +1,112 @@
+"""What the documents tell people to do, done."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.checkpoint import load
+from models.datasets import DataOptions, load_training_data
+from models.errors import CheckpointError
+from models.family import get_family
+from tuning.api import load_search
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = Path(sys.executable).with_name("latentune")
+"""The installed command, beside the Python that runs the tests."""
+
+OWN_FAMILY = ROOT / "docs" / "own-family.md"
+SEARCH = "latentune search myfamily:MyFamily --dataset digits --trials 4 --max-epochs 2"
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The code blocks of a document in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run in ``folder``, with this project's sources first; what it prints."""
+    # As anybody's shell would have it. RAY_AUTH_MODE is how to show oneself to a Ray that runs in this process.
+    foreign = ("LATENTUNE", "MLFLOW", "RAY_", "PYTEST")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(foreign) or name == "RAY_AUTH_MODE"}
+    env["COLUMNS"] = "200"
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the document's file in it, in which its command has run."""
+    folder = tmp_path_factory.mktemp("own-family")
+    (folder / "myfamily.py").write_text(blocks(OWN_FAMILY, "python")[0])
+    (line,) = [line for block in blocks(OWN_FAMILY, "bash") for line in block.splitlines() if " search " in line]
+    assert line == SEARCH
+    words = shlex.split(line)
+    small = ["--tracking-uri", "none", "--train-images", "100", "--max-concurrent", "1"]
+    run([str(COMMAND), *words[1:], *small], folder)
+    return folder
+
+
+def test_a_family_of_ones_own_is_searched_by_the_command_in_the_document(
+    searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(searched)
+    result = load_search("MyFamily-digits-001", searched / "runs")
+    assert len(result.trials) == 4
+    assert {trial.state for trial in result.trials} <= {"complete", "pruned"}
+    assert result.best is not None
+    # The first trial is the default config, and the best one is no worse.
+    default = result.trials[0]
+    assert default.config == get_family("myfamily:MyFamily").Config().model_dump()
+    assert result.best.value is not None
+    assert default.value is not None
+    assert result.best.value <= default.value
+    trained = result.best.load()
+    assert trained.family.capabilities() == ("encode", "decode")
+    network: Any = trained.network
+    data = load_training_data(DataOptions(train_images=100))
+    images = torch.from_numpy(data.val.images).float() / 255
+    with torch.inference_mode():
+        mse = torch.square(network.decode(network.encode(images)) - images).mean().item()
+    assert mse == pytest.approx(result.best.value, rel=1e-5)
+
+
+def test_the_documents_other_commands(searched: Path) -> None:
+    """Those that show what the search left; ``trials`` is much used elsewhere."""
+    (_, *others) = [line for block in blocks(OWN_FAMILY, "bash") for line in block.splitlines()]
+    assert len(others) == 3
+    fields, best = (run([str(COMMAND), *shlex.split(line)[1:]], searched) for line in others if " trials " not in line)
+    assert "size of the latent code" in fields
+    assert "latent_dim" in best
+    with pytest.raises(CheckpointError, match=r"myfamily:MyFamily.*pass family="):
+        load(searched / "best.pt")
+
+
+def test_the_documents_programs_run(searched: Path) -> None:
+    _, check, loading = blocks(OWN_FAMILY, "python")
+    if not (searched / "best.pt").exists():
+        run([str(COMMAND), "best", "MyFamily-digits-001", "--export", "best.pt"], searched)
+    *told, loaded = run([sys.executable, "-c", check + loading], searched).splitlines()
+    values = [float(re.findall(r"'val_mse': ([0-9.e-]+)", line)[0]) for line in told]
+    assert len(values) == 4
+    assert values[-1] < values[0]
+    assert "latent_dim" in loaded
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    assert OWN_FAMILY in documents
+    for document in documents:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            # Pictures of docs/images are checked where they are drawn.
+            assert target.startswith("docs/images/") or (document.parent / target).exists(), f"{document}: {target}"
