@@ -1,0 +1,27 @@
+"""What is done with a trained model: each function takes a model and a data set and returns numbers and pictures.
+
+>>> from analysis import evaluate  # doctest: +SKIP
+>>> evaluate(result.best.load(), result.config.data).summary()  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.evaluation import Evaluation, evaluate
+    from analysis.result import Result
+
+_HOME = {
+    "Evaluation": "analysis.evaluation",
+    "Result": "analysis.result",
+    "evaluate": "analysis.evaluation",
+}
+
+__all__ = ["Evaluation", "Result", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: drawing one picture must not wait for every library of the others.
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -65,6 +65,7 @@ _STYLE = {
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.8,
     "axes.formatter.useoffset": False,  # 12.3001, rather than 0.0001 and "+12.3" in a corner
+    "svg.hashsalt": "latentune",
     "text.usetex": False,
     "text.parse_math": False,  # names of searches and metrics are words, whatever characters they have
 }
@@ -78,19 +79,24 @@ def style() -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as a PNG of :data:`DPI` or :data:`LOW_DPI`, all of it or nothing. Folders on the way are made.
+    """Write ``figure`` as what ``path`` ends with, ``.png`` or ``.svg``, all of it or nothing. Folders are made.
+
+    A PNG has :data:`DPI` or :data:`LOW_DPI`.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    content = _png(figure, DPI)
-    if len(content) > LARGE:
-        content = _png(figure, LOW_DPI)
+    kind = path.suffix.removeprefix(".")
+    content = _rendered(figure, kind, DPI)
+    if kind == "png" and len(content) > LARGE:
+        content = _rendered(figure, kind, LOW_DPI)
     write_atomically(path, content)
 
 
-def _png(figure: Figure, dpi: int) -> bytes:
+def _rendered(figure: Figure, kind: str, dpi: int) -> bytes:
     buffer = io.BytesIO()
+    # Without a date and with seeded ids, so that the same picture is the same file.
+    metadata = {"Date": None} if kind == "svg" else {}
     with style():
-        figure.savefig(buffer, format="png", dpi=dpi)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
     return buffer.getvalue()

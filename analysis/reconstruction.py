@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from analysis.figures import GREY, WIDTH, style
+from analysis.subject import evaluating
 from models.errors import UserError
 from models.family import CAPABILITIES
 
@@ -62,7 +61,7 @@ def compute(network: nn.Module, images: npt.NDArray[np.uint8], count: int = 10) 
     device = "cpu" if parameter is None else parameter.device
     originals_BCHW = torch.from_numpy(images[chosen]).to(device).float().div_(255)
     able_network = cast(Any, network)  # nn.Module does not know of encode and decode
-    with _evaluating(network), torch.inference_mode():
+    with evaluating(network), torch.inference_mode():
         output_BCHW = able_network.decode(able_network.encode(originals_BCHW)).float()
     if output_BCHW.shape != originals_BCHW.shape:
         shapes = f"{tuple(output_BCHW.shape)}: must be {tuple(originals_BCHW.shape)}, as the images"
@@ -114,15 +113,3 @@ def plot(result: Reconstructions, title: str) -> Figure:
             write("reconstruction", left - 0.1, y + 1.5 * cell_height + gap, "right", 10)
             write("MSE", left - 0.1, errors_at, "right", 9)
     return figure
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module as it was: a frozen layer is not put back into training."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

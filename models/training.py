@@ -216,22 +216,36 @@ def validate(training: Training) -> dict[str, float]:
 
     A family that draws random numbers here draws the same ones at every record, so that records compare.
     """
+    network, seed = training.network, training.seed
+    metrics = measure(training.family, training.config, network, training.data, seed=seed, numerics=training.numerics)
+    return {f"val_{name}": value for name, value in metrics.items()}
+
+
+def measure(
+    family: Family[Any],
+    config: FamilyConfig,
+    network: nn.Module,
+    data: DataOnDevice,
+    *,
+    seed: int,
+    numerics: Numerics,
+) -> dict[str, float]:
+    """The family's metrics of a network, over all of ``data.val``."""
     sums: dict[str, Tensor] = {}
-    family, data, network = training.family, training.data.val, training.network
     network.eval()
-    with RandomStream(derive_seed(training.seed, "validate"), training.data.device):
+    with RandomStream(derive_seed(seed, "validate"), data.device):
         with torch.inference_mode():
-            for first in range(0, len(data), VALIDATION_BATCH):
-                batch = data.batch(slice(first, first + VALIDATION_BATCH))
-                with training.numerics.autocast():
-                    measured = family.measure(training.config, network, batch)
+            for first in range(0, len(data.val), VALIDATION_BATCH):
+                batch = data.val.batch(slice(first, first + VALIDATION_BATCH))
+                with numerics.autocast():
+                    measured = family.measure(config, network, batch)
                 for name, values in measured.items():
                     total = values.double().sum(0)
                     sums[name] = sums[name] + total if name in sums else total
-            metrics = family.summarise({name: (total / len(data)).cpu() for name, total in sums.items()})
+            metrics = family.summarise({name: (total / len(data.val)).cpu() for name, total in sums.items()})
         with torch.no_grad():  # what is made here may be kept, and trained
-            metrics |= family.evaluate(training.config, network, training.data)
-    return {f"val_{name}": value for name, value in metrics.items()}
+            metrics |= family.evaluate(config, network, data)
+    return metrics
 
 
 def _train(training: Training, until: int) -> dict[str, float]:

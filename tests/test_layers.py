@@ -22,8 +22,8 @@ MAY_IMPORT = {
     "ray": {"tuning/ray_tune.py", "tuning/trial.py"},
     "mlflow": {"tuning/tracking.py"},
     "optuna": {"tuning/study.py", "tuning/samplers.py"},
-    "analysis": {"tuning/cli.py", "tuning/pictures.py"},
-    "typer": {"tuning/cli.py"},
+    "analysis": {"tuning/analysing.py", "tuning/analysis_commands.py", "tuning/pictures.py"},
+    "typer": {"tuning/analysis_commands.py", "tuning/cli.py"},
 }
 """The files outside of a package that may import it."""
 

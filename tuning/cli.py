@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tuning.analysis_commands import register
+
 app = typer.Typer(
     name="latentune",
     help="Search hyperparameters of image models, on one machine or a Ray cluster, and use the best one.",
@@ -293,6 +295,9 @@ def ui(
     from tuning.ui import serve
 
     raise typer.Exit(serve(runs_dir, tracking_uri, host, port, lambda text: _say(text, markup=False)))
+
+
+register(app)
 
 
 def _say(text: str, *, markup: bool = True) -> None:

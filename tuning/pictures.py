@@ -12,16 +12,21 @@ if TYPE_CHECKING:
 
 
 def draw(result: SearchResult, images: TrainingData) -> list[str]:
-    """Write ``figures/history.png`` and ``figures/reconstructions.png`` into the run folder.
+    """Write ``history.png``, ``reconstructions.png`` and ``samples.png`` into ``figures/`` in the run folder.
 
-    The second shows ten validation images and the best trial's reconstructions, where its network encodes and decodes.
+    The second shows ten validation images and the best trial's reconstructions, where its network encodes and decodes;
+    the third what it makes up, where it samples.
 
     Returns:
         What went wrong, one line for each picture that could not be drawn. Nothing is raised: the search has ended
         well, whatever becomes of its pictures.
     """
     warnings = []
-    for name, make in (("history.png", _history), ("reconstructions.png", _reconstructions)):
+    for name, make in (
+        ("history.png", _history),
+        ("reconstructions.png", _reconstructions),
+        ("samples.png", _samples),
+    ):
         try:
             figure = make(result, images)
             if figure is not None:
@@ -57,3 +62,15 @@ def _reconstructions(result: SearchResult, images: TrainingData) -> Figure | Non
         return None
     title = f"validation images, best trial {best.number}: {result.objective.metric} {best.value:.4g}"
     return plot(compute(best.load().network, images.val.images), title)
+
+
+def _samples(result: SearchResult, images: TrainingData) -> Figure | None:
+    """``None`` where there is no complete trial, or its family does not sample."""
+    from analysis.generation import sample_sheet
+    from models.family import get_family
+
+    best = result.best
+    if best is None or "sample" not in get_family(best.family).capabilities():
+        return None
+    title = f"samples of the best trial {best.number}: {result.objective.metric} {best.value:.4g}"
+    return sample_sheet(best.load(), title)

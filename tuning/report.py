@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,32 @@ def print_replay(result: Replay) -> None:
         console.print(f"trial {result.number} gives the same numbers again", highlight=False)
     else:
         console.print(f"trial {result.number} does not give the same numbers again", highlight=False)
+
+
+def print_analysis(title: str, summary: Mapping[str, Any], folder: Path, files: Sequence[Path]) -> None:
+    """The numbers of an analysis, one a line, and where its files are."""
+    console = _console()
+    console.print(title, highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column("", style="dim")
+    table.add_column("", overflow="fold")
+    for name, value in summary.items():
+        if isinstance(value, Mapping):
+            shown = "  ".join(f"{key} {_shown(item)}" for key, item in value.items())
+        elif isinstance(value, list):
+            shown = ", ".join(map(_shown, value[:12])) + (f" and {len(value) - 12} more" if len(value) > 12 else "")
+        else:
+            shown = _shown(value)
+        table.add_row(name.replace("_", " "), shown)
+    console.print(table)
+    for path in files:
+        if path.suffix in (".png", ".html"):
+            _line(console, "picture" if path.suffix == ".png" else "page", str(path))
+    _line(console, "results", str(folder))
+
+
+def _shown(value: Any) -> str:
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def describe_family(family: Family[Any]) -> dict[str, Any]:

@@ -66,8 +66,7 @@ class SearchStudy:
 
     @property
     def id(self) -> str:
-        """Names this search among all others, wherever its folder is moved."""
-        return str(self._study.user_attrs["id"])
+        return search_id(self._study)
 
     @property
     def began(self) -> float:
@@ -258,6 +257,11 @@ def _create_study(path: Path, config: SearchConfig, family: Family[Any], spec: D
     study.set_user_attr("id", uuid.uuid4().hex)
     study.set_user_attr("config", config.to_json())
     draft.replace(path)
+
+
+def search_id(study: optuna.Study) -> str:
+    """Names a search among all others, wherever its folder is moved."""
+    return str(study.user_attrs["id"])
 
 
 def load_study(path: Path) -> optuna.Study:

@@ -14,7 +14,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -207,8 +207,7 @@ class _Mirror:
 
     @property
     def experiment(self) -> str:
-        """Searches of one family on one data set are compared side by side in one experiment."""
-        return f"{self._config.family} on {self._config.data.source}".replace("/", "-").replace(":", "-")
+        return experiment_name(self._config)
 
     def connect(self) -> None:
         """Find this search's runs, or create its parent run."""
@@ -428,6 +427,52 @@ class _Mirror:
 
     def _millis(self, seconds: float | None) -> int:
         return int((self._began + (seconds or 0.0)) * 1000)
+
+
+def log_analysis(
+    config: SearchConfig, search_id: str, trial: int, folder: Path, files: Sequence[Path], summary: Mapping[str, Any]
+) -> str | None:
+    """Log an analysis to a trial's run: ``<folder's name>.<number>`` as metrics, the files under ``analysis/``.
+
+    Returns:
+        Why it could not be done, in one line; ``None`` where it was, or tracking is off.
+    """
+    uri = config.mlflow_uri
+    if uri is None:
+        return None
+    from mlflow.entities import Metric
+
+    try:
+        client = _client(uri)
+        found = [
+            run
+            for experiment in client.search_experiments(filter_string=f"name = '{experiment_name(config)}'")
+            for run in client.search_runs(
+                [experiment.experiment_id],
+                f"tags.`latentune.search` = '{search_id}' AND tags.`latentune.trial` = '{trial}'",
+            )
+        ]
+        if not found:
+            return f"MLflow at {without_password(uri)} has no run of trial {trial}; the results are in {folder}"
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(f"{folder.name}.{name}", float(value), now, 0)
+            for name, value in summary.items()
+            if isinstance(value, int | float)
+        ]
+        run_id = found[0].info.run_id
+        client.log_batch(run_id, metrics=metrics)
+        for file in files:
+            client.log_artifact(run_id, str(file), f"analysis/{folder.name}")
+    except Exception as error:  # a server's 500, a locked database, no route
+        told = " ".join(without_password(str(error)).split())[:200] or type(error).__name__
+        return f"MLflow at {without_password(uri)} did not take the results ({told}); they are in {folder}"
+    return None
+
+
+def experiment_name(config: SearchConfig) -> str:
+    """Searches of one family on one data set are compared side by side in one experiment."""
+    return f"{config.family} on {config.data.source}".replace("/", "-").replace(":", "-")
 
 
 def _client(uri: str) -> MlflowClient:

@@ -1,0 +1,150 @@
+"""Analyses of a search's trials: what they work on, where their results go, and how MLflow gets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.datasets import DataOptions
+from models.errors import LatentuneError, UserError
+from models.family import get_family
+from tuning.api import load_search
+from tuning.results import SearchResult, Trial
+
+if TYPE_CHECKING:
+    from analysis.result import Result
+    from models.checkpoint import Trained
+
+OPTIONS_FILE = "options.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A trial of a search, or a checkpoint file, that a command works on.
+
+    Args:
+        model: loaded.
+        data: the options that it was trained with, with what the user gave instead.
+        folder: under which results are kept.
+        trial: ``None`` for a file.
+    """
+
+    model: Trained
+    data: DataOptions
+    folder: Path
+    title: str
+    search: SearchResult | None = None
+    trial: Trial | None = None
+
+
+def find_target(
+    name: str, runs_dir: Path, *, trial: int | None = None, changed: Mapping[str, Any] | None = None
+) -> Target:
+    """What ``name`` means: a search in ``runs_dir``, or else the path of a checkpoint.
+
+    Args:
+        trial: of the search; by default its best one.
+        changed: fields of :class:`DataOptions` to use instead of the search's; ``None`` values are left out.
+
+    Raises:
+        UserError: there is no such search or trial.
+        LatentuneError: it has no complete trial yet, or its checkpoint is not usable.
+    """
+    given = {key: value for key, value in (changed or {}).items() if value is not None}
+    path = Path(name)
+    if path.is_file():
+        from models.checkpoint import load
+
+        if trial is not None:
+            raise UserError.of("--trial", trial, f"{path} is one checkpoint; name a search to choose among its trials")
+        model = load(path)
+        data = _options({"source": model.spec.source, **given})
+        return Target(model, data, path.parent / f"{path.stem}-analysis", f"{path.name}, {model.family.name}")
+    result = load_search(name, runs_dir)
+    chosen = result.best if trial is None else result.trial(trial)
+    if chosen is None:
+        raise LatentuneError(f"{name} has no complete trial yet ({result.counts()['total']} trials so far)")
+    data = _options({**result.config.data.model_dump(), **given})
+    folder = result.run_dir / "analysis" / f"trial-{chosen.number:04d}"
+    title = f"trial {chosen.number} of {result.name}, {get_family(chosen.family).name}"
+    return Target(chosen.load(), data, folder, title, result, chosen)
+
+
+def _options(values: dict[str, Any]) -> DataOptions:
+    from pydantic import ValidationError
+
+    try:
+        return DataOptions(**values)
+    except ValidationError as error:
+        raise UserError.from_validation(error) from error
+
+
+def keep(
+    result: Result, folder: Path, options: Mapping[str, Any], out: Path | None = None
+) -> tuple[Path, tuple[Path, ...]]:
+    """Save a result under ``folder``, or in ``out``, without touching what other options gave.
+
+    ``<folder>/<analysis>`` holds the newest result for its options; the same analysis with others goes beside it, as
+    ``<analysis>-2`` and so on. With the same options the files are written anew: they are the same.
+
+    Returns:
+        The folder and the files.
+
+    Raises:
+        UserError: ``out`` holds something already.
+        StorageError: a file cannot be written.
+    """
+    from models.checkpoint import write_atomically
+
+    text = json.dumps(dict(options), indent=2, sort_keys=True, default=str) + "\n"
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())) and _text(out / OPTIONS_FILE) != text:
+            raise UserError.of("--out", str(out), "holds something else already; name a new folder")
+        chosen = out
+    else:
+        number = 1
+        while (chosen := folder / (result.name if number == 1 else f"{result.name}-{number}")).exists():
+            if _text(chosen / OPTIONS_FILE) == text:
+                break
+            number += 1
+    write_atomically(chosen / OPTIONS_FILE, text.encode())
+    return chosen, result.save(chosen)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def tell_mlflow(target: Target, folder: Path, files: tuple[Path, ...], summary: Mapping[str, Any]) -> str | None:
+    """Log a result to the trial's MLflow run: its numbers as metrics, its files as artifacts.
+
+    Returns:
+        What went wrong, in one line. A result is not lost because MLflow is down.
+    """
+    if target.search is None or target.trial is None:
+        return None
+    from tuning.study import load_study, search_id
+    from tuning.tracking import log_analysis
+
+    config = target.search.config
+    return log_analysis(config, search_id(load_study(config.study_file)), target.trial.number, folder, files, summary)
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, told as :data:`models.data_sources.Progress` is; shows nothing where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda text, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda text, done, total: progress.update(task, description=text, completed=done, total=total)

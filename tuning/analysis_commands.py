@@ -1,0 +1,96 @@
+"""The commands that analyse a search's winner, or any trial, or a checkpoint file: one for each analysis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from analysis.result import Result
+    from tuning.analysing import Target
+
+Target_ = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False)]
+TrialNumber = Annotated[int | None, typer.Option("--trial", help="Number of the trial (default the best one).")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where searches are kept.")]
+Dataset = Annotated[str | None, typer.Option("--dataset", help="Other images than the search's.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files are now.")]
+SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results (default in the search's).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON value.")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides everything random.")]
+RUNS = Path("runs")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    panel = "Use what was found"
+    for command in (evaluate,):
+        app.command(rich_help_panel=panel)(command)
+
+
+def evaluate(
+    name: Target_,
+    trial: TrialNumber = None,
+    split: SplitName = "test",
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on the test images, which no search ever sees."""
+    from analysis import evaluate as run
+
+    _analyse(
+        name,
+        runs_dir,
+        trial,
+        {"source": dataset, "data_dir": data_dir},
+        lambda target, _: run(target.model, target.data, split=split),  # type: ignore[arg-type]
+        {"split": split},
+        out,
+        as_json,
+    )
+
+
+def _analyse(
+    name: str,
+    runs_dir: Path,
+    trial: int | None,
+    data: dict[str, Any],
+    run: Callable[[Target, Callable[[str, int, int], None]], Result],
+    options: dict[str, Any],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Find the model, analyse it, keep the result, tell MLflow, and print the numbers and where the files are.
+
+    Args:
+        data: what the user gave instead of the search's data options.
+        run: the analysis; its second argument is told of progress.
+        options: what makes this result another one than that of the same command with other options.
+    """
+    from rich.console import Console
+
+    from analysis.result import plain
+    from tuning.analysing import find_target, keep, progress_bar, tell_mlflow
+    from tuning.report import print_analysis
+
+    changed = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
+    target = find_target(name, runs_dir, trial=trial, changed=changed)
+    with progress_bar(as_json) as told:
+        result = run(target, told)
+    used = {"data": target.data.model_dump(mode="json", exclude={"data_dir"}), **options}
+    folder, files = keep(result, target.folder, used, out)
+    summary = plain(result.summary())
+    problem = tell_mlflow(target, folder, files, summary)
+    if problem is not None:
+        Console(stderr=True).print(f"warning: {problem}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps({"analysis": result.name, "folder": str(folder), "files": [f.name for f in files], **summary}))
+    else:
+        print_analysis(f"{result.name} of {target.title}", summary, folder, files)
