@@ -102,7 +102,7 @@ class ConvAutoencoderFamily(Family[ConvAutoencoderConfig]):
     def check(self, config: ConvAutoencoderConfig, spec: DataSpec) -> None:
         if min(spec.height, spec.width) < SMALLEST_SIDE:
             size = f"{spec.height}x{spec.width}"
-            raise UserError.of("--dataset", size, f"{self.name} needs images of at least {SMALLEST_SIDE} pixels a side")
+            raise UserError.of("--image-size", size, f"{self.name} needs at least {SMALLEST_SIDE} pixels a side")
 
     def build(self, config: ConvAutoencoderConfig, spec: DataSpec) -> ConvAutoencoder:
         return ConvAutoencoder(config, spec.shape)
