@@ -9,15 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.evaluation import Evaluation, evaluate
+    from analysis.filters import Filters, inspect_filters
+    from analysis.generation import Generation, generate
     from analysis.result import Result
+    from analysis.robustness import Robustness, measure_robustness
 
 _HOME = {
     "Evaluation": "analysis.evaluation",
+    "Filters": "analysis.filters",
+    "Generation": "analysis.generation",
     "Result": "analysis.result",
+    "Robustness": "analysis.robustness",
     "evaluate": "analysis.evaluation",
+    "generate": "analysis.generation",
+    "inspect_filters": "analysis.filters",
+    "measure_robustness": "analysis.robustness",
 }
 
-__all__ = ["Evaluation", "Result", "evaluate"]
+__all__ = [
+    "Evaluation",
+    "Filters",
+    "Generation",
+    "Result",
+    "Robustness",
+    "evaluate",
+    "generate",
+    "inspect_filters",
+    "measure_robustness",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from analysis.figures import GREY, WIDTH, style
 
@@ -16,6 +18,8 @@ LARGEST_CELL = 1.2
 _LINE = 0.22
 """Inches of a line of captions."""
 
+_SMALL: dict[str, Any] = {"va": "center", "fontsize": 9}
+
 
 @style()
 def plot_sheet(
@@ -24,45 +28,57 @@ def plot_sheet(
     title: str,
     *,
     row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
     captions: Sequence[str] = (),
     gap: float = 0.05,
     signed: bool = False,
+    largest_cell: float = LARGEST_CELL,
 ) -> Figure:
     """Images in reading order, ``columns`` a row.
 
     Args:
         images: float32 (N, C, H, W), cut off to [0, 1] when shown; of three channels in colour, of others the mean.
+            One that is not finite leaves its place empty.
         row_labels: one a row, to its left.
+        column_labels: one a column, above the first row; of several lines each.
         captions: one an image, below it; ``""`` for none.
         gap: inches between images.
         signed: grey is 0, white the largest and black minus the largest absolute value of each image, instead of
             [0, 1]; for weights.
+        largest_cell: inches of an image's width at most, for few columns.
     """
     count, _, height, width = images.shape
     rows = -(-count // columns)
     longest = max((len(label) for label in row_labels), default=0)
     left = 0.1 if not row_labels else 0.2 + 0.085 * longest
-    top, below = 0.36, (_LINE if any(captions) else 0.0)
-    cell = min((WIDTH - left - 0.1) / columns - gap, LARGEST_CELL)
+    above = _LINE * max((label.count("\n") + 1 for label in column_labels), default=0)
+    top, below = 0.36 + above, (_LINE if any(captions) else 0.0)
+    cell = min((WIDTH - left - 0.1) / columns - gap, largest_cell)
     cell_height = cell * height / width
     total = top + rows * (cell_height + gap + below) + 0.05
     figure = Figure(figsize=(WIDTH, total))
     figure.text(left / WIDTH, 1 - 0.2 / total, title, fontsize=11, va="center")
+    # One axes in inches from the upper left corner, since one for each of hundreds of images takes many seconds.
+    axes = figure.add_axes((0, 0, 1, 1))
+    figure.suppressComposite = True  # each image with its own pixels in an SVG
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         x, y = left + column * (cell + gap), top + row * (cell_height + gap + below)
-        axes = figure.add_axes((x / WIDTH, 1 - (y + cell_height) / total, cell / WIDTH, cell_height / total))
+        if row == 0 and column < len(column_labels):
+            axes.text(x + cell / 2, y - above / 2, column_labels[column], ha="center", **_SMALL)
+        if column == 0 and row < len(row_labels):
+            axes.text(left - 0.1, y + cell_height / 2, row_labels[row], ha="right", **_SMALL)
+        if not np.isfinite(image).all():
+            continue
         pixels = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
         reach = float(np.abs(pixels).max()) or 1.0
         low, high = (-reach, reach) if signed else (0.0, 1.0)
         shown = np.clip((pixels - low) / (high - low), 0, 1)
-        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(visible=True, color=GREY, linewidth=0.4)
+        place = (x, x + cell, y + cell_height, y)
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=place, interpolation="nearest")
+        axes.add_patch(Rectangle((x, y), cell, cell_height, fill=False, edgecolor=GREY, linewidth=0.4))
         if i < len(captions) and captions[i]:
-            at = 1 - (y + cell_height + gap + below / 2 - 0.03) / total
-            figure.text((x + cell / 2) / WIDTH, at, captions[i], ha="center", va="center", fontsize=9)
-        if column == 0 and row < len(row_labels):
-            at = 1 - (y + cell_height / 2) / total
-            figure.text((left - 0.1) / WIDTH, at, row_labels[row], ha="right", va="center", fontsize=9)
+            axes.text(x + cell / 2, y + cell_height + gap + below / 2 - 0.03, captions[i], ha="center", **_SMALL)
+    axes.set(xlim=(0, WIDTH), ylim=(total, 0), aspect="auto")
+    axes.set_axis_off()
     return figure

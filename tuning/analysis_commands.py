@@ -28,7 +28,7 @@ RUNS = Path("runs")
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     panel = "Use what was found"
-    for command in (evaluate,):
+    for command in (evaluate, generate, robustness, filters):
         app.command(rich_help_panel=panel)(command)
 
 
@@ -52,6 +52,119 @@ def evaluate(
         {"source": dataset, "data_dir": data_dir},
         lambda target, _: run(target.model, target.data, split=split),  # type: ignore[arg-type]
         {"split": split},
+        out,
+        as_json,
+    )
+
+
+def generate(
+    name: Target_,
+    trial: TrialNumber = None,
+    what: Annotated[
+        str | None,
+        typer.Option("--what", help="Of samples,grid,interpolation,variations,nearest (default all that apply)."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", help="Samples.")] = 64,
+    image: Annotated[int | None, typer.Option("--image", help="Vary this image of the split (default six).")] = None,
+    latent_dim: Annotated[
+        int | None, typer.Option("--latent-dim", help="Size of a code, where the network does not say it.")
+    ] = None,
+    split: SplitName = "val",
+    seed: Seed = 0,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a model make up images: samples, grids, interpolations, variations; and compare them with real ones."""
+    from analysis import generate as run
+
+    parts = None if what is None else [part.strip() for part in what.split(",") if part.strip()]
+    given = {"count": count, "image": image, "latent_dim": latent_dim, "seed": seed}
+    _analyse(
+        name,
+        runs_dir,
+        trial,
+        {"source": dataset, "data_dir": data_dir},
+        lambda target, told: run(
+            target.model,
+            target.data,
+            what=parts,
+            split=split,  # type: ignore[arg-type]
+            on_progress=told,
+            **given,  # type: ignore[arg-type]
+        ),
+        {"what": parts, "split": split, **given},
+        out,
+        as_json,
+    )
+
+
+def robustness(
+    name: Target_,
+    trial: TrialNumber = None,
+    count: Annotated[int, typer.Option("--count", help="Images, spread evenly over the split.")] = 2000,
+    split: SplitName = "test",
+    seed: Seed = 0,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Corrupt images by noise and occlusion, and measure what a model still makes of them."""
+    from analysis import measure_robustness as run
+
+    _analyse(
+        name,
+        runs_dir,
+        trial,
+        {"source": dataset, "data_dir": data_dir},
+        lambda target, told: run(
+            target.model,
+            target.data,
+            split=split,  # type: ignore[arg-type]
+            count=count,
+            seed=seed,
+            on_progress=told,
+        ),
+        {"count": count, "split": split, "seed": seed},
+        out,
+        as_json,
+    )
+
+
+def filters(
+    name: Target_,
+    trial: TrialNumber = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Layer to show (default the first).")] = None,
+    count: Annotated[int, typer.Option("--count", help="Most pictures in the sheet, those of largest norm.")] = 400,
+    threshold: Annotated[float, typer.Option("--threshold", help="Activations up to this count as zero.")] = 0.01,
+    split: SplitName = "val",
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a layer's weights as images, how sparse its activations are, and its dead units."""
+    from analysis import inspect_filters as run
+
+    given = {"layer": layer, "count": count, "threshold": threshold}
+    _analyse(
+        name,
+        runs_dir,
+        trial,
+        {"source": dataset, "data_dir": data_dir},
+        lambda target, told: run(
+            target.model,
+            target.data,
+            split=split,  # type: ignore[arg-type]
+            on_progress=told,
+            **given,  # type: ignore[arg-type]
+        ),
+        {"split": split, **given},
         out,
         as_json,
     )
