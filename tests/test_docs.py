@@ -110,3 +110,28 @@ def test_links_between_documents_lead_somewhere() -> None:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             # Pictures of docs/images are checked where they are drawn.
             assert target.startswith("docs/images/") or (document.parent / target).exists(), f"{document}: {target}"
+
+
+FAMILIES = ROOT / "docs" / "families.md"
+COMMANDS = [
+    line
+    for block in blocks(FAMILIES, "bash")
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("latentune search ")
+]
+
+
+def test_the_families_document_searches_them() -> None:
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_families_document_work_as_written(line: str, real_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(real_data)
+    name = shlex.split(line)[shlex.split(line).index("--name") + 1]
+    # The same words but for the budget, which the last of an option decides.
+    small = ["--trials", "1", "--max-epochs", "1", "--train-images", "500", "--tracking-uri", "none"]
+    run([str(COMMAND), *shlex.split(line)[1:], *small], tmp_path)
+    assert load_search(name, tmp_path / "runs").trials[0].state == "complete"
+    run([str(COMMAND), "evaluate", name], tmp_path)

@@ -227,7 +227,7 @@ def _tail(trial: Trial) -> str:
 
 def _line(console: Console, label: str, text: str) -> None:
     # Printed without wrapping, so that a command or a path can be copied from a narrow terminal too.
-    console.print(f"{label + ':':<13}{text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{label}: ".ljust(13) + text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _runs_option(config: SearchConfig) -> str:
