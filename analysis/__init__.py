@@ -8,31 +8,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.comparison import Candidate, Comparison, compare
     from analysis.evaluation import Evaluation, evaluate
     from analysis.filters import Filters, inspect_filters
+    from analysis.finetuning import Finetuning, finetune
     from analysis.generation import Generation, generate
     from analysis.result import Result
     from analysis.robustness import Robustness, measure_robustness
 
 _HOME = {
+    "Candidate": "analysis.comparison",
+    "Comparison": "analysis.comparison",
     "Evaluation": "analysis.evaluation",
     "Filters": "analysis.filters",
+    "Finetuning": "analysis.finetuning",
     "Generation": "analysis.generation",
     "Result": "analysis.result",
     "Robustness": "analysis.robustness",
+    "compare": "analysis.comparison",
     "evaluate": "analysis.evaluation",
+    "finetune": "analysis.finetuning",
     "generate": "analysis.generation",
     "inspect_filters": "analysis.filters",
     "measure_robustness": "analysis.robustness",
 }
 
 __all__ = [
+    "Candidate",
+    "Comparison",
     "Evaluation",
     "Filters",
+    "Finetuning",
     "Generation",
     "Result",
     "Robustness",
+    "compare",
     "evaluate",
+    "finetune",
     "generate",
     "inspect_filters",
     "measure_robustness",

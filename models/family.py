@@ -36,6 +36,7 @@ FAMILIES: dict[str, str] = {
     "dcgan": "models.dcgan:DcganFamily",
     "mlp_classifier": "models.classifiers:MlpClassifierFamily",
     "cnn_classifier": "models.classifiers:CnnClassifierFamily",
+    "finetuned_classifier": "models.finetuned_classifier:FinetunedClassifierFamily",
 }
 """Name → where the family is. A user's own family is named by such an import path instead."""
 
@@ -161,6 +162,15 @@ class Family(ABC, Generic[ConfigT]):
     @abstractmethod
     def build(self, config: ConfigT, spec: DataSpec) -> nn.Module:
         """A fresh network, initialised from torch's current random state."""
+
+    def initialise(self, config: ConfigT, network: nn.Module) -> None:
+        """Give a network that was just built the weights that a run begins with, where those are not fresh ones.
+
+        Called once a run, on the CPU; not where weights come from a checkpoint of the run itself.
+
+        Raises:
+            UserError: there are none to be had.
+        """
 
     @abstractmethod
     def phases(self, config: ConfigT, network: nn.Module) -> Sequence[Phase]:

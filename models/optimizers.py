@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -28,9 +28,11 @@ class OptimizerConfig(FamilyConfig):
     )
 
 
-def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that ``config`` describes, over ``parameters``."""
-    parameters = list(parameters)
+def make_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` describes, over ``parameters`` or groups of them as torch takes them."""
+    parameters = cast("list[nn.Parameter]", list(parameters))
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.optimizer == "adamax":

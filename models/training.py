@@ -168,13 +168,16 @@ def start(
     """A run at its beginning, or where ``state`` (of :meth:`Training.state_dict`) left off.
 
     Raises:
-        UserError: the config cannot work on this data.
+        UserError: the config cannot work on this data, or the weights to begin with are gone.
     """
     numerics = numerics or Numerics(device=data.device)
     family.check(config, data.spec)
     random = RandomStream(seed, data.device)
     with numerics.applied(), random:
-        network = family.build(config, data.spec).to(data.device)
+        network = family.build(config, data.spec)
+        if state is None:
+            family.initialise(config, network)
+        network = network.to(data.device)
         phases = family.phases(config, network)
     training = Training(family, config, data, budget, seed, numerics, network, phases, random)
     if state is not None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from pydantic import Field, create_model
 
+from models import checkpoint
+from models.conv_autoencoder import ConvAutoencoderConfig, ConvAutoencoderFamily
 from models.datasets import DataOptions, load_training_data
-from models.training import DataOnDevice
+from models.family import FAMILIES, Family, get_family
+from models.training import Budget, DataOnDevice, fit, start
 
 settings.register_profile("latentune", deadline=None)  # how long an example takes says what else runs here
 settings.load_profile("latentune")
@@ -31,3 +36,25 @@ def real_data() -> Path:
 def digits() -> DataOnDevice:
     """400 training and 80 validation images of the digits, 28x28x1."""
     return DataOnDevice(load_training_data(DataOptions(train_images=400, val_images=80)))
+
+
+@pytest.fixture(scope="session")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory, digits: DataOnDevice) -> Path:
+    """The checkpoint of an autoencoder that has hardly begun, with something of everything that can be frozen."""
+    path = tmp_path_factory.mktemp("encoder") / "checkpoint.pt"
+    config = ConvAutoencoderConfig(filters=4, batch_norm=True, dropout=0.1, batch_size=32)
+    training = start(ConvAutoencoderFamily(), config, digits, Budget(1), seed=0)
+    list(fit(training))
+    checkpoint.save(path, training, family="conv_autoencoder", resumable=False)
+    return path
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest, encoder_file: Path, monkeypatch: pytest.MonkeyPatch) -> Family[Any]:
+    """Each family in turn, with a default config that can be built."""
+    family = get_family(request.param)
+    if "checkpoint" in family.Config.model_fields:  # it begins with another model: its default config has one to find
+        field = Field(str(encoder_file), description=family.Config.model_fields["checkpoint"].description)
+        given_ = create_model("Config", __base__=family.Config, checkpoint=(str, field))
+        monkeypatch.setattr(type(family), "Config", given_)
+    return family

@@ -29,11 +29,6 @@ LARGEST_SIDE = 64
 CLASSES = tuple("0123456789")
 
 
-@pytest.fixture(params=sorted(FAMILIES))
-def family(request: pytest.FixtureRequest) -> Family[Any]:
-    return get_family(request.param)
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Networks built outside a run have the same weights each time."""

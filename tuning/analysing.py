@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,40 @@ def find_target(
     folder = result.run_dir / "analysis" / f"trial-{chosen.number:04d}"
     title = f"trial {chosen.number} of {result.name}, {get_family(chosen.family).name}"
     return Target(chosen.load(), data, folder, title, result, chosen)
+
+
+BEST = 5
+"""Trials of one search that are compared where none are named."""
+
+
+def find_targets(
+    names: Sequence[str], runs_dir: Path, trials: str | None, changed: Mapping[str, Any] | None = None
+) -> list[tuple[str, Target]]:
+    """Trials to compare, each with a label: of one search those named, or its best ones; of several each one's best.
+
+    Args:
+        trials: numbers with commas between them.
+
+    Raises:
+        UserError: no such search or trial, numbers that are none, or numbers for several searches.
+        LatentuneError: a search has no complete trial yet, or a checkpoint is not usable.
+    """
+    if len(names) > 1:
+        if trials is not None:
+            raise UserError.of("--trials", trials, "goes with one search; of several the best trials are compared")
+        found = [(name, find_target(name, runs_dir, changed=changed)) for name in names]
+        return [(f"{name}, trial {target.trial.number}" if target.trial else name, target) for name, target in found]
+    (name,) = names
+    result = load_search(name, runs_dir)
+    try:
+        numbers = [trial.number for trial in result.leaderboard()[:BEST]] if trials is None else _numbers(trials)
+    except ValueError:
+        raise UserError.of("--trials", trials, "write numbers with commas between them, as 0,3,5") from None
+    return [(f"trial {number}", find_target(name, runs_dir, trial=number, changed=changed)) for number in numbers]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
 
 
 def _options(values: dict[str, Any]) -> DataOptions:

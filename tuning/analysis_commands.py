@@ -28,7 +28,7 @@ RUNS = Path("runs")
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     panel = "Use what was found"
-    for command in (evaluate, generate, robustness, filters):
+    for command in (evaluate, finetune, compare, generate, robustness, filters):
         app.command(rich_help_panel=panel)(command)
 
 
@@ -168,6 +168,88 @@ def filters(
         out,
         as_json,
     )
+
+
+def finetune(
+    name: Target_,
+    trial: TrialNumber = None,
+    head: Annotated[str, typer.Option(help="linear or mlp, on the code; cnn, on the reconstruction.")] = "linear",
+    frozen: Annotated[str, typer.Option(help="convs, encoder or nothing.")] = "nothing",
+    epochs: Annotated[float, typer.Option(help="Train for at most so many.")] = 12,
+    patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better accuracy.")] = 3,
+    fixed: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of finetuned_classifier.")] = None,
+    from_scratch: Annotated[bool, typer.Option(help="Train the same network from scratch too.")] = True,
+    train_images: Annotated[int | None, typer.Option(help="Train on so many images.")] = None,
+    seed: Seed = 0,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a classifier on the encoder, and the same network from scratch; compare accuracy and time."""
+    from analysis import finetune as run
+
+    settings = _pairs("--set", fixed or [])
+    options = {"head": head, "frozen": frozen, "epochs": epochs, "patience": patience, "settings": settings}
+    options |= {"from_scratch": from_scratch, "seed": seed}
+    _analyse(
+        name,
+        runs_dir,
+        trial,
+        {"source": dataset, "data_dir": data_dir, "train_images": train_images},
+        lambda target, told: run(target.model, target.data, **options, on_progress=told),  # type: ignore[arg-type]
+        options,
+        out,
+        as_json,
+    )
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Searches.", show_default=False)],
+    trials: Annotated[str | None, typer.Option(help="Of one search: their numbers, as 0,3,5.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What to compare (default the objective they share).")] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put trials of one search, or the best of several, side by side."""
+    from analysis import Candidate
+    from analysis import compare as run
+    from analysis.result import plain
+    from tuning.analysing import find_targets, keep, progress_bar
+    from tuning.report import print_comparison
+
+    targets = find_targets(names, runs_dir, trials, {"data_dir": None if data_dir is None else str(data_dir)})
+    candidates = [
+        Candidate(label, target.trial, target.model, target.data) for label, target in targets if target.trial
+    ]
+    with progress_bar(as_json) as told:
+        result = run(candidates, metric=metric, on_progress=told)
+    options = {"trials": [(target.title, label) for label, target in targets], "metric": result.metric}
+    folder, files = keep(result, targets[0][1].folder.parent, options, out)
+    if as_json:
+        summary = plain(result.summary())
+        print(json.dumps({"analysis": result.name, "folder": str(folder), "files": [f.name for f in files], **summary}))
+    else:
+        print_comparison(result.tables()["trials"], folder, files)
+
+
+def _pairs(option: str, given: list[str]) -> dict[str, str]:
+    """``FIELD=VALUE`` words as a mapping.
+
+    Raises:
+        UserError: words without ``=``.
+    """
+    from models.errors import ProblemCollector
+
+    problems = ProblemCollector()
+    for word in given:
+        if "=" not in word:
+            problems.add(option, word, "write it as FIELD=VALUE")
+    problems.raise_if_any()
+    return {name.strip(): value for name, _, value in (word.partition("=") for word in given)}
 
 
 def _analyse(

@@ -119,6 +119,26 @@ def print_analysis(title: str, summary: Mapping[str, Any], folder: Path, files: 
     _line(console, "results", str(folder))
 
 
+def print_comparison(columns: Mapping[str, Sequence[Any]], folder: Path, files: Sequence[Path]) -> None:
+    """Trials as columns, what is known of them as rows, and where the files are."""
+    console = _console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for label in columns["label"]:
+        table.add_column(str(label), justify="right", overflow="fold")
+    for name, values in columns.items():
+        if name != "label":
+            table.add_row(
+                name.removeprefix("config_").replace("_", " "), *("" if v is None else _shown(v) for v in values)
+            )
+    console.print(table)
+    console.print("gap is validation - training, both at the weights kept", highlight=False)
+    for path in files:
+        if path.suffix == ".png":
+            _line(console, "picture", str(path))
+    _line(console, "results", str(folder))
+
+
 def _shown(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
