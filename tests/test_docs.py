@@ -119,6 +119,7 @@ SMALL = ["--trials", "1", "--max-epochs", "1", "--train-images", "500", "--track
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_commands_of_the_families_document_work_as_written(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(real_data)
     lines = [line for block in blocks(FAMILIES, "bash") for line in block.replace("\\\n", " ").splitlines()]
