@@ -9,45 +9,60 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.comparison import Candidate, Comparison, compare
+    from analysis.embedding import Embedding, embed
     from analysis.evaluation import Evaluation, evaluate
+    from analysis.evolution import Evolution, follow
     from analysis.filters import Filters, inspect_filters
     from analysis.finetuning import Finetuning, finetune
     from analysis.generation import Generation, generate
+    from analysis.reconstruction import Reconstruction, reconstruct
     from analysis.result import Result
     from analysis.robustness import Robustness, measure_robustness
 
 _HOME = {
     "Candidate": "analysis.comparison",
     "Comparison": "analysis.comparison",
+    "Embedding": "analysis.embedding",
     "Evaluation": "analysis.evaluation",
+    "Evolution": "analysis.evolution",
     "Filters": "analysis.filters",
     "Finetuning": "analysis.finetuning",
     "Generation": "analysis.generation",
+    "Reconstruction": "analysis.reconstruction",
     "Result": "analysis.result",
     "Robustness": "analysis.robustness",
     "compare": "analysis.comparison",
+    "embed": "analysis.embedding",
     "evaluate": "analysis.evaluation",
     "finetune": "analysis.finetuning",
+    "follow": "analysis.evolution",
     "generate": "analysis.generation",
     "inspect_filters": "analysis.filters",
     "measure_robustness": "analysis.robustness",
+    "reconstruct": "analysis.reconstruction",
 }
 
 __all__ = [
     "Candidate",
     "Comparison",
+    "Embedding",
     "Evaluation",
+    "Evolution",
     "Filters",
     "Finetuning",
     "Generation",
+    "Reconstruction",
     "Result",
     "Robustness",
     "compare",
+    "embed",
     "evaluate",
     "finetune",
+    "follow",
     "generate",
     "inspect_filters",
     "measure_robustness",
+    "reconstruct",
 ]
 
 

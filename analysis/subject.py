@@ -216,5 +216,11 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return f"{height}x{width}, {({1: 'grey', 3: 'RGB'}).get(channels, f'{channels} channels')}"
 
 
+def images_text(count: int, split: Split | None) -> str:
+    """``2000 validation images``; of images that are no part of a data set only how many there are."""
+    kind = {"train": "training ", "val": "validation ", "test": "test ", None: ""}[split]
+    return f"{count} {kind}image{'' if count == 1 else 's'}"
+
+
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,15 @@ import pytest
 import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from analysis import figures, history, reconstruction
+from analysis import figures, history, reconstruct
+from analysis.reconstruction import plot_pairs
 from models import checkpoint
 from models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderConfig, ConvAutoencoderFamily
-from models.datasets import DataOptions, TrainingData, load_training_data
+from models.datasets import DataOptions, ImageSet, TrainingData, load_training_data
 from models.errors import StorageError, UserError
 from models.family import Objective
 from models.training import Budget, DataOnDevice, Training, fit, start
@@ -201,35 +204,48 @@ class Half(nn.Module):
         return codes + self.shift
 
 
+def drawn(model: nn.Module, images: ImageSet, count: int = 10) -> Figure:
+    """The picture of evenly spread images and their reconstructions."""
+    shown = reconstruct(model, images, count=count)
+    return plot_pairs(shown, shown.examples, "some of them")
+
+
+def image_set(images: np.ndarray[Any, Any], class_names: tuple[str, ...] = ("thing",)) -> ImageSet:
+    return ImageSet(images, np.zeros(len(images), dtype=np.int64), class_names)
+
+
 def test_errors_are_what_numpy_computes(training: Training, digits: TrainingData) -> None:
-    result = reconstruction.compute(training.network, digits.val.images, count=10)
+    result = reconstruct(training.network, digits, count=10)
     chosen = np.linspace(0, 49, 10).round().astype(int)
-    originals = digits.val.images[chosen] / 255
+    originals = digits.val.images / 255
     with torch.no_grad():
         expected = training.network.eval()(torch.tensor(originals, dtype=torch.float32)).numpy()
-    np.testing.assert_allclose(result.originals, originals, rtol=1e-6)
-    np.testing.assert_allclose(result.reconstructions, expected, atol=1e-6)
-    np.testing.assert_allclose(result.squared_errors, np.square(originals - expected).mean((1, 2, 3)), rtol=1e-4)
-    assert result.originals.dtype == result.reconstructions.dtype == np.dtype(np.float32)
+    errors = np.square(originals - expected).mean((1, 2, 3))
+    np.testing.assert_array_equal(result.examples.indices, chosen)
+    np.testing.assert_allclose(result.examples.originals, originals[chosen], rtol=1e-6)
+    np.testing.assert_allclose(result.examples.reconstructions, expected[chosen], atol=1e-6)
+    np.testing.assert_allclose(result.squared_errors, errors, rtol=1e-4)
+    for array in (result.examples.originals, result.examples.reconstructions, result.squared_errors):
+        assert array.dtype == np.dtype(np.float32)
 
 
 def test_over_all_images_the_error_is_the_objective(training: Training, digits: TrainingData) -> None:
-    result = reconstruction.compute(training.network, digits.val.images, count=1000)
-    assert len(result.originals) == 50, "no more than there are"
+    result = reconstruct(training.network, digits, count=1000)
+    assert len(result.examples.originals) == 50, "no more than there are"
     assert result.squared_errors.mean() == pytest.approx(training.records[-1].metrics["val_mse"], rel=1e-5)
 
 
 def test_output_outside_of_pixel_range_counts_in_full_but_is_shown_cut_off() -> None:
     images = np.full((4, 3, 5, 7), 255, dtype=np.uint8)
-    result = reconstruction.compute(Half(shift=2.0), images, count=2)
-    assert (result.reconstructions == 1).all()
+    result = reconstruct(Half(shift=2.0), image_set(images), count=2)
+    assert (result.examples.reconstructions == 1).all()
     np.testing.assert_allclose(result.squared_errors, 1.5**2, rtol=1e-6)
 
 
 def test_the_network_stays_in_the_modes_it_was_in() -> None:
     network = Half().train()
     network.frozen.eval()
-    reconstruction.compute(network, np.zeros((1, 3, 5, 7), dtype=np.uint8))
+    reconstruct(network, image_set(np.zeros((1, 3, 5, 7), dtype=np.uint8)))
     assert network.training
     assert not network.frozen.training
 
@@ -242,8 +258,8 @@ def test_a_network_without_decode_is_refused_with_what_it_can_do() -> None:
         def classify(self, images: Tensor) -> Tensor:
             return images
 
-    with pytest.raises(UserError, match=r"Classifier.*cannot reconstruct.*it can encode, classify"):
-        reconstruction.compute(Classifier(), np.zeros((1, 1, 9, 9), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"Classifier.*can encode and decode; this one can: encode, classify"):
+        reconstruct(Classifier(), image_set(np.zeros((1, 1, 9, 9), dtype=np.uint8)))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -251,18 +267,18 @@ def test_what_cannot_be_compared_is_refused() -> None:
         def decode(self, codes: Tensor) -> Tensor:
             return codes.flatten(1)
 
-    with pytest.raises(UserError, match=r"\(1, 105\).*\(1, 3, 5, 7\)"):
-        reconstruction.compute(Flat(), np.zeros((1, 3, 5, 7), dtype=np.uint8))
-    with pytest.raises(UserError, match="at least 1 image"):
-        reconstruction.compute(Half(), np.zeros((0, 3, 5, 7), dtype=np.uint8))
-    with pytest.raises(UserError, match="at least 1 image"):
-        reconstruction.compute(Half(), np.zeros((5, 3, 5, 7), dtype=np.uint8), count=0)
+    with pytest.raises(UserError, match=r"\(105,\).*\(3, 5, 7\)"):
+        reconstruct(Flat(), image_set(np.zeros((1, 3, 5, 7), dtype=np.uint8)))
+    with pytest.raises(UserError, match="has no images"):
+        reconstruct(Half(), image_set(np.zeros((0, 3, 5, 7), dtype=np.uint8)))
+    with pytest.raises(UserError, match="must be at least 1"):
+        reconstruct(Half(), image_set(np.zeros((5, 3, 5, 7), dtype=np.uint8)), count=0)
 
 
 def test_a_picture_shows_originals_above_reconstructions_in_colour(tmp_path: Path) -> None:
     red = np.zeros((1, 3, 8, 8), dtype=np.uint8)
     red[:, 0] = 255
-    figures.save(reconstruction.plot(reconstruction.compute(Half(), red), "red $x_"), tmp_path / "red.png")
+    figures.save(drawn(Half(), image_set(red)), tmp_path / "red.png")
     image = pixels(tmp_path / "red.png")
     bright, dark = (image == (255, 0, 0)).all(-1), (image == (127, 0, 0)).all(-1)
     assert bright.sum() > 1000
@@ -272,8 +288,11 @@ def test_a_picture_shows_originals_above_reconstructions_in_colour(tmp_path: Pat
 
 @pytest.mark.parametrize("count", [1, 10, 23])
 def test_labels_do_not_overlap(training: Training, digits: TrainingData, count: int) -> None:
-    figure = reconstruction.plot(reconstruction.compute(training.network, digits.val.images, count), "digits")
-    boxes = [text.get_window_extent() for text in figure.texts] + [axes.get_window_extent() for axes in figure.axes]
+    names = tuple(f"{i} $_{'very' * i} long" for i in range(10))
+    figure = drawn(training.network, replace(digits.val, class_names=names), count)
+    (axes,) = figure.axes
+    assert len(axes.images) == 2 * count
+    boxes = [shown.get_window_extent() for shown in (*figure.texts, *axes.texts, *axes.images)]
     for i, box in enumerate(boxes):
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
@@ -320,7 +339,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning_for_each(search: SearchRes
 
 def test_photographs_make_small_files_too(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 64, 64), dtype=np.uint8)
-    figures.save(reconstruction.plot(reconstruction.compute(Half(), images), "noise"), tmp_path / "a" / "noise.png")
+    figures.save(drawn(Half(), image_set(images)), tmp_path / "a" / "noise.png")
     assert pixels(tmp_path / "a" / "noise.png").shape[1] == figures.WIDTH * figures.LOW_DPI
 
 

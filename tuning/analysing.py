@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from tuning.api import load_search
 from tuning.results import SearchResult, Trial
 
 if TYPE_CHECKING:
+    from analysis.evolution import Evolution
     from analysis.result import Result
     from models.checkpoint import Trained
 
@@ -115,6 +116,54 @@ def _options(values: dict[str, Any]) -> DataOptions:
         return DataOptions(**values)
     except ValidationError as error:
         raise UserError.from_validation(error) from error
+
+
+def parse_epochs(text: str | None, evolution: bool) -> list[float] | None:
+    """The epochs of ``--epochs 1,3,5``.
+
+    Raises:
+        UserError: they are no numbers, or not asked for.
+    """
+    if text is None:
+        return None
+    if not evolution:
+        raise UserError.of("--epochs", text, "says when to look at the model with --evolution, which is not given")
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError.of("--epochs", text, "must be numbers with commas between them, such as 1,3,5") from None
+
+
+def follow_trial(
+    target: Target, split: str, count: int, epochs: list[float] | None, told: Callable[[str, int, int], None]
+) -> Evolution:
+    """Train a search's trial again as it was trained, and reconstruct images at some epochs.
+
+    Raises:
+        UserError: the target is a checkpoint file, which does not say how long it was to be trained; and all that
+            :func:`analysis.evolution.follow` raises.
+    """
+    import torch
+
+    from analysis.evolution import follow
+    from models.numerics import Numerics
+
+    if target.search is None or target.trial is None:
+        raise UserError.of("NAME", target.title, "--evolution takes a search, which knows how its trials were trained")
+    numerics = Numerics(**target.trial.numerics)
+    if numerics.device != "cpu" and not torch.cuda.is_available():
+        numerics = replace(numerics, device="cpu")  # the last digits differ then, which the result says
+    budget = target.search.config.budget()
+    return follow(
+        target.model,
+        target.data,
+        budget,
+        split=split,  # type: ignore[arg-type]
+        count=count,
+        epochs=epochs,
+        numerics=numerics,
+        on_progress=told,
+    )
 
 
 def keep(

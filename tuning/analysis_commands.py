@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,7 @@ RUNS = Path("runs")
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     panel = "Use what was found"
-    for command in (evaluate, finetune, compare, generate, robustness, filters):
+    for command in (evaluate, reconstruct, embed, finetune, generate, robustness, filters, compare):
         app.command(rich_help_panel=panel)(command)
 
 
@@ -250,6 +251,79 @@ def _pairs(option: str, given: list[str]) -> dict[str, str]:
             problems.add(option, word, "write it as FIELD=VALUE")
     problems.raise_if_any()
     return {name.strip(): value for name, _, value in (word.partition("=") for word in given)}
+
+
+def reconstruct(
+    name: Target_,
+    trial: TrialNumber = None,
+    split: SplitName = "val",
+    count: Annotated[int, typer.Option("--count", help="Images in each picture.")] = 10,
+    evolution: Annotated[bool, typer.Option("--evolution", help="Train the trial again, and look on.")] = False,
+    epochs: Annotated[str | None, typer.Option("--epochs", help="Of the evolution, such as 1,3,5.")] = None,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set originals against reconstructions: each image's error, the best, the worst, and by class."""
+    from analysis import reconstruct as run
+    from tuning.analysing import follow_trial, parse_epochs
+
+    wanted = parse_epochs(epochs, evolution)
+
+    def both(target: Target, told: Callable[[str, int, int], None]) -> Result:
+        followed = follow_trial(target, split, count, wanted, told) if evolution else None
+        result = run(target.model, target.data, split=split, count=count, on_progress=told)  # type: ignore[arg-type]
+        return replace(result, evolution=followed)
+
+    _analyse(
+        name,
+        runs_dir,
+        trial,
+        {"source": dataset, "data_dir": data_dir},
+        both,
+        {"split": split, "count": count, "evolution": evolution, "epochs": wanted},
+        out,
+        as_json,
+    )
+
+
+def embed(
+    name: Target_,
+    trial: TrialNumber = None,
+    split: SplitName = "test",
+    count: Annotated[int, typer.Option("--count", help="Most images to map.")] = 10_000,
+    method: Annotated[str | None, typer.Option("--method", help="pca, tsne, umap or all (default pca, tsne).")] = None,
+    seed: Seed = 0,
+    dataset: Dataset = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Map the latent codes on a plane, and measure how well the classes keep apart in them."""
+    from analysis import embed as run
+
+    methods = None if method is None else ("pca", "tsne", "umap") if method == "all" else (method,)
+    _analyse(
+        name,
+        runs_dir,
+        trial,
+        {"source": dataset, "data_dir": data_dir},
+        lambda target, told: run(
+            target.model,
+            target.data,
+            split=split,  # type: ignore[arg-type]
+            count=count,
+            methods=methods,  # type: ignore[arg-type]
+            seed=seed,
+            on_progress=told,
+        ),
+        {"split": split, "count": count, "method": method, "seed": seed},
+        out,
+        as_json,
+    )
 
 
 def _analyse(

@@ -54,14 +54,17 @@ def _history(result: SearchResult, images: TrainingData) -> Figure:
 
 def _reconstructions(result: SearchResult, images: TrainingData) -> Figure | None:
     """``None`` where there is no complete trial, or its family does not encode and decode."""
-    from analysis.reconstruction import compute, plot
+    from analysis.reconstruction import plot_pairs, reconstruct
+    from analysis.subject import images_of, subject_of
     from models.family import get_family
 
     best = result.best
     if best is None or not {"encode", "decode"} <= set(get_family(best.family).capabilities()):
         return None
     title = f"validation images, best trial {best.number}: {result.objective.metric} {best.value:.4g}"
-    return plot(compute(best.load().network, images.val.images), title)
+    model = best.load()
+    shown = reconstruct(model, images_of(images, subject_of(model), count=10))
+    return plot_pairs(shown, shown.examples, title)
 
 
 def _samples(result: SearchResult, images: TrainingData) -> Figure | None:
