@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from analysis.filters import Filters, inspect_filters
     from analysis.finetuning import Finetuning, finetune
     from analysis.generation import Generation, generate
+    from analysis.importance import Importance, weigh_parameters
+    from analysis.page import Facts, render_report
     from analysis.reconstruction import Reconstruction, reconstruct
     from analysis.result import Result
     from analysis.robustness import Robustness, measure_robustness
@@ -25,9 +27,11 @@ _HOME = {
     "Embedding": "analysis.embedding",
     "Evaluation": "analysis.evaluation",
     "Evolution": "analysis.evolution",
+    "Facts": "analysis.page",
     "Filters": "analysis.filters",
     "Finetuning": "analysis.finetuning",
     "Generation": "analysis.generation",
+    "Importance": "analysis.importance",
     "Reconstruction": "analysis.reconstruction",
     "Result": "analysis.result",
     "Robustness": "analysis.robustness",
@@ -40,6 +44,8 @@ _HOME = {
     "inspect_filters": "analysis.filters",
     "measure_robustness": "analysis.robustness",
     "reconstruct": "analysis.reconstruction",
+    "render_report": "analysis.page",
+    "weigh_parameters": "analysis.importance",
 }
 
 __all__ = [
@@ -48,9 +54,11 @@ __all__ = [
     "Embedding",
     "Evaluation",
     "Evolution",
+    "Facts",
     "Filters",
     "Finetuning",
     "Generation",
+    "Importance",
     "Reconstruction",
     "Result",
     "Robustness",
@@ -63,6 +71,8 @@ __all__ = [
     "inspect_filters",
     "measure_robustness",
     "reconstruct",
+    "render_report",
+    "weigh_parameters",
 ]
 
 

@@ -81,16 +81,18 @@ def style() -> Iterator[None]:
 def save(figure: Figure, path: Path) -> None:
     """Write ``figure`` as what ``path`` ends with, ``.png`` or ``.svg``, all of it or nothing. Folders are made.
 
-    A PNG has :data:`DPI` or :data:`LOW_DPI`.
-
     Raises:
         StorageError: the file cannot be written.
     """
-    kind = path.suffix.removeprefix(".")
+    write_atomically(path, encode(figure, path.suffix.removeprefix(".")))
+
+
+def encode(figure: Figure, kind: str) -> bytes:
+    """``figure`` as a ``png``, which has :data:`DPI` or :data:`LOW_DPI`, or an ``svg``."""
     content = _rendered(figure, kind, DPI)
     if kind == "png" and len(content) > LARGE:
         content = _rendered(figure, kind, LOW_DPI)
-    write_atomically(path, content)
+    return content
 
 
 def _rendered(figure: Figure, kind: str, dpi: int) -> bytes:

@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
+from analysis.axes import range_shown, scale_values
 from analysis.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, WIDTH, style
 
 HEIGHT = 4.2
 
-_MARKERS: dict[str, dict[str, Any]] = {
+MARKERS: dict[str, dict[str, Any]] = {
     "complete": {"marker": "o", "s": 34, "color": BLUE},
     "pruned": {"marker": "o", "s": 26, "facecolors": "white", "edgecolors": GREY, "linewidths": 1.2},
     "interrupted": {"marker": "D", "s": 26, "facecolors": "white", "edgecolors": ORANGE, "linewidths": 1.4},
@@ -57,9 +57,9 @@ def compute(
     """
     if not len(numbers) == len(states) == len(values):
         raise ValueError(f"must be of one length: {len(numbers)} numbers, {len(states)} states, {len(values)} values")
-    unknown = sorted(set(states) - set(_MARKERS))
+    unknown = sorted(set(states) - set(MARKERS))
     if unknown:
-        raise ValueError(f"states must be of {', '.join(_MARKERS)}, but got {', '.join(unknown)}")
+        raise ValueError(f"states must be of {', '.join(MARKERS)}, but got {', '.join(unknown)}")
     order = np.argsort(np.asarray(numbers, dtype=np.int64), kind="stable")
     sorted_values = np.array([math.nan if value is None else value for value in values], dtype=np.float64)[order]
     sorted_values[~np.isfinite(sorted_values)] = math.nan
@@ -81,7 +81,7 @@ def plot(result: History, metric: str) -> Figure:
     axes = figure.add_subplot()
     numbers, values, states = result.numbers, result.values, result.states
     valued = np.isfinite(values) & (states != "failed")
-    low, high = _range(values[valued], result.mode)
+    low, high = range_shown(values[valued], result.mode)
     if np.isfinite(result.best_so_far).any():  # in view even where pruned trials were far better
         low, high = min(low, result.best_so_far[-1]), max(high, result.best_so_far[-1])
     beyond = valued & ((values > high) if result.mode == "min" else (values < low))
@@ -92,7 +92,7 @@ def plot(result: History, metric: str) -> Figure:
     if np.isfinite(result.best_so_far).any():
         line = np.append(numbers, last + margin), np.append(result.best_so_far, result.best_so_far[-1])
         axes.step(*line, where="post", color=GREEN, linewidth=2, label="best so far")
-    for state, look in _MARKERS.items():
+    for state, look in MARKERS.items():
         mine = states == state
         if not mine.any():
             continue
@@ -107,7 +107,7 @@ def plot(result: History, metric: str) -> Figure:
         axes.scatter(numbers[beyond], heights, marker=marker, s=30, color=BLACK, transform=on_axis, label=label)
 
     if valued.any():
-        _scale_values(axes, low, high)
+        scale_values(axes, low, high)
     else:
         axes.set(ylim=(0, 1), yticks=[])
     axes.set(xlim=(first - margin, last + margin), xlabel="trial")
@@ -126,35 +126,6 @@ def plot(result: History, metric: str) -> Figure:
             scatteryoffsets=[0.5],
         )
     return figure
-
-
-def _range(values: npt.NDArray[np.float64], mode: Literal["min", "max"]) -> tuple[float, float]:
-    """Lowest and highest of the finite ``values`` (M,) to show: all but those far on the worse side.
-
-    Far is more than three interquartile ranges from the middle half, in logarithms where all are positive.
-    """
-    if not len(values):
-        return 0.0, 1.0
-    scaled = np.log10(values) if values.min() > 0 else values
-    lower, upper = np.percentile(scaled, (25, 75))
-    reach = 3 * (upper - lower) or math.inf  # most values are the same: no measure of far
-    near = values[scaled <= upper + reach] if mode == "min" else values[scaled >= lower - reach]
-    return float(near.min()), float(near.max())
-
-
-def _scale_values(axes: Axes, low: float, high: float) -> None:
-    """Scale, limits and ticks of the y axis for values from ``low`` to ``high``, with room at both ends."""
-    if low > 1e-300 and high > 10 * low:  # what is less could not be divided by anything
-        room = min((high / low) ** 0.1, 100)
-        axes.set_yscale("log")
-        axes.set_ylim(low / room, high * room)
-        # Over few decades their starts are too few ticks.
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
-        axes.set_ylim(low - room, high + room)
 
 
 def _title(result: History, metric: str) -> str:

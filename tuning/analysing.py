@@ -202,19 +202,25 @@ def _text(path: Path) -> str | None:
     return path.read_text() if path.is_file() else None
 
 
-def tell_mlflow(target: Target, folder: Path, files: tuple[Path, ...], summary: Mapping[str, Any]) -> str | None:
-    """Log a result to the trial's MLflow run: its numbers as metrics, its files as artifacts.
+def tell_mlflow(
+    search: SearchResult | None, trial: Trial | None, folder: Path, files: tuple[Path, ...], summary: Mapping[str, Any]
+) -> str | None:
+    """Log a result to a trial's MLflow run, or the search's: its numbers as metrics, its files as artifacts.
+
+    Args:
+        search: ``None`` for what belongs to none, of which MLflow is told nothing.
+        trial: ``None`` for what belongs to the whole search.
 
     Returns:
         What went wrong, in one line. A result is not lost because MLflow is down.
     """
-    if target.search is None or target.trial is None:
+    if search is None:
         return None
     from tuning.study import load_study, search_id
     from tuning.tracking import log_analysis
 
-    config = target.search.config
-    return log_analysis(config, search_id(load_study(config.study_file)), target.trial.number, folder, files, summary)
+    config, number = search.config, None if trial is None else trial.number
+    return log_analysis(config, search_id(load_study(config.study_file)), number, folder, files, summary)
 
 
 @contextmanager

@@ -6,14 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from analysis.importance import Values
     from analysis.result import Result
     from tuning.analysing import Target
+    from tuning.results import SearchResult, Trial
 
+Search = Annotated[str, typer.Argument(metavar="NAME", help="A search.", show_default=False)]
 Target_ = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False)]
 TrialNumber = Annotated[int | None, typer.Option("--trial", help="Number of the trial (default the best one).")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where searches are kept.")]
@@ -29,7 +32,7 @@ RUNS = Path("runs")
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     panel = "Use what was found"
-    for command in (evaluate, reconstruct, embed, finetune, generate, robustness, filters, compare):
+    for command in (evaluate, reconstruct, embed, finetune, generate, robustness, filters, compare, importance, report):
         app.command(rich_help_panel=panel)(command)
 
 
@@ -326,6 +329,50 @@ def embed(
     )
 
 
+def importance(
+    name: Search,
+    values: Annotated[
+        str, typer.Option(help="rung: all trials, at the epoch that all reached; complete: complete trials alone.")
+    ] = "rung",
+    seed: Seed = 0,
+    runs_dir: RunsDir = RUNS,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell which parameters matter, and draw how a search went: history, rungs, curves, slices."""
+    from tuning.analysing import progress_bar
+    from tuning.api import load_search
+    from tuning.search_page import weigh
+
+    search = load_search(name, runs_dir)
+    with progress_bar(as_json) as told:
+        result = weigh(search, cast("Values", values), seed, told)
+    used = {"values": values, "seed": seed}
+    _hand_over(result, search, None, f"search {search.name}", search.run_dir / "analysis", used, out, as_json)
+
+
+def report(
+    name: Search,
+    runs_dir: RunsDir = RUNS,
+    out: Annotated[Path | None, typer.Option(help="File (default report.html in the search's folder).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page with everything about a search: one HTML file that needs no network."""
+    from tuning.analysing import progress_bar, tell_mlflow
+    from tuning.api import load_search
+    from tuning.report import print_page
+    from tuning.search_page import write_page
+
+    search = load_search(name, runs_dir)
+    with progress_bar(as_json) as told:
+        path = write_page(search, out, told)
+    _warn(tell_mlflow(search, None, path.with_name("report"), (path,), {}))
+    if as_json:
+        print(json.dumps({"file": str(path), "bytes": path.stat().st_size}))
+    else:
+        print_page(path)
+
+
 def _analyse(
     name: str,
     runs_dir: Path,
@@ -343,23 +390,42 @@ def _analyse(
         run: the analysis; its second argument is told of progress.
         options: what makes this result another one than that of the same command with other options.
     """
-    from rich.console import Console
-
-    from analysis.result import plain
-    from tuning.analysing import find_target, keep, progress_bar, tell_mlflow
-    from tuning.report import print_analysis
+    from tuning.analysing import find_target, progress_bar
 
     changed = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
     target = find_target(name, runs_dir, trial=trial, changed=changed)
     with progress_bar(as_json) as told:
         result = run(target, told)
     used = {"data": target.data.model_dump(mode="json", exclude={"data_dir"}), **options}
-    folder, files = keep(result, target.folder, used, out)
+    _hand_over(result, target.search, target.trial, target.title, target.folder, used, out, as_json)
+
+
+def _hand_over(
+    result: Result,
+    search: SearchResult | None,
+    trial: Trial | None,
+    title: str,
+    folder: Path,
+    options: dict[str, Any],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Keep a result, tell MLflow, and print the numbers and where the files are."""
+    from analysis.result import plain
+    from tuning.analysing import keep, tell_mlflow
+    from tuning.report import print_analysis
+
+    folder, files = keep(result, folder, options, out)
     summary = plain(result.summary())
-    problem = tell_mlflow(target, folder, files, summary)
-    if problem is not None:
-        Console(stderr=True).print(f"warning: {problem}", markup=False, highlight=False, soft_wrap=True)
+    _warn(tell_mlflow(search, trial, folder, files, summary))
     if as_json:
         print(json.dumps({"analysis": result.name, "folder": str(folder), "files": [f.name for f in files], **summary}))
     else:
-        print_analysis(f"{result.name} of {target.title}", summary, folder, files)
+        print_analysis(f"{result.name} of {title}", summary, folder, files)
+
+
+def _warn(problem: str | None) -> None:
+    from rich.console import Console
+
+    if problem is not None:
+        Console(stderr=True).print(f"warning: {problem}", markup=False, highlight=False, soft_wrap=True)

@@ -139,6 +139,11 @@ def print_comparison(columns: Mapping[str, Sequence[Any]], folder: Path, files: 
     _line(console, "results", str(folder))
 
 
+def print_page(path: Path) -> None:
+    """Where a page is, and how large."""
+    _line(_console(), "page", f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
 def _shown(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
@@ -216,9 +221,57 @@ def print_datasets() -> None:
     _console().print(table)
 
 
-def continue_command(config: SearchConfig) -> str:
-    """The command that goes on with a search, as it can be typed."""
-    return f"{command()} search {shlex.quote(config.family)} --name {config.name}{_runs_option(config)}"
+def continue_command(config: SearchConfig, program: str | None = None) -> str:
+    """The command that goes on with a search, as it can be typed.
+
+    Args:
+        program: how the command is called; by default as from here.
+    """
+    return f"{program or command()} search {shlex.quote(config.family)} --name {config.name}{_runs_option(config)}"
+
+
+def replay_command(config: SearchConfig, number: int) -> str:
+    """The command that trains a trial again and compares every number."""
+    return f"latentune replay {config.name} {number}{_runs_option(config)}"
+
+
+def training_settings(config: SearchConfig, trial: Trial) -> dict[str, Any]:
+    """Settings of a search, as in a search.yaml, that trains nothing but a trial's config."""
+    data = {key: value for key, value in config.data.model_dump(mode="json").items() if value is not None}
+    wanted: dict[str, Any] = {
+        "family": config.family,
+        "data": data,
+        "set": dict(trial.config),
+        "max_epochs": config.max_epochs,
+        "patience": config.patience,
+        "precision": config.precision,
+        "gpus_per_trial": config.gpus_per_trial,
+        "seed": config.seed,
+        "trials": 1,
+    }
+    usual = {"precision": "float32", "gpus_per_trial": 0.0, "patience": None}
+    return {key: value for key, value in wanted.items() if key not in usual or value != usual[key]}
+
+
+def training_command(config: SearchConfig, trial: Trial) -> str:
+    """The same as a command, an option a line; one that reads ``best.yaml`` where a split seed is given."""
+    if config.data.split_seed:
+        return "latentune search --config best.yaml"
+    settings = training_settings(config, trial)
+    data, fixed = settings.pop("data"), settings.pop("set")
+    words = [f"latentune search {shlex.quote(settings.pop('family'))} --dataset {shlex.quote(data.pop('source'))}"]
+    if data.get("val_split") == "random":
+        del data["val_split"]
+    data.pop("split_seed", None)
+    for name, value in {**data, **settings}.items():
+        words.append(f"--{name.replace('_', '-')} {shlex.quote(_typed(value))}")
+    for name, value in fixed.items():
+        words.append(f"--set {shlex.quote(f'{name}={_typed(value)}')}")
+    return " \\\n  ".join(words)
+
+
+def _typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def command() -> str:

@@ -31,6 +31,7 @@ from models.space import Choice, Int, Range
 from tuning.config import SearchConfig, space_of
 from tuning.results import State, Trial
 from tuning.samplers import make_sampler
+from tuning.versions import versions
 
 FIDELITY = 1000
 """Optuna counts steps in whole numbers: ours are thousandths of an epoch, the same for every batch size."""
@@ -255,6 +256,7 @@ def _create_study(path: Path, config: SearchConfig, family: Family[Any], spec: D
     study.set_user_attr("began", time.time())
     study.set_user_attr("data", spec.model_dump(mode="json"))
     study.set_user_attr("id", uuid.uuid4().hex)
+    study.set_user_attr("versions", versions())
     study.set_user_attr("config", config.to_json())
     draft.replace(path)
 

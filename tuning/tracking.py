@@ -10,13 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
-import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +21,7 @@ from models.datasets import DataSpec
 from models.family import Objective
 from tuning.config import SearchConfig, without_password
 from tuning.results import Trial
+from tuning.versions import versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -221,7 +219,7 @@ class _Mirror:
             else client.create_experiment(self.experiment, artifact_location=self._artifacts())
         )
         self._sent = {}
-        runs = self._runs(client)
+        runs = _runs(client, self._experiment_id, self._search_id)
         parents = [run for run in runs if "latentune.trial" not in run.data.tags]
         for run in runs:
             tags = run.data.tags
@@ -356,21 +354,6 @@ class _Mirror:
         )
         self._best_told = str(trial.number)
 
-    def _runs(self, client: MlflowClient) -> list[Any]:
-        runs: list[Any] = []
-        token: str | None = None
-        while True:
-            page = client.search_runs(
-                [self._experiment_id],
-                f"tags.`latentune.search` = '{self._search_id}'",
-                max_results=1000,
-                page_token=token,
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
-
     def _create_parent(self, client: MlflowClient) -> Run:
         config = self._config
         return client.create_run(
@@ -430,9 +413,17 @@ class _Mirror:
 
 
 def log_analysis(
-    config: SearchConfig, search_id: str, trial: int, folder: Path, files: Sequence[Path], summary: Mapping[str, Any]
+    config: SearchConfig,
+    search_id: str,
+    trial: int | None,
+    folder: Path,
+    files: Sequence[Path],
+    summary: Mapping[str, Any],
 ) -> str | None:
     """Log an analysis to a trial's run: ``<folder's name>.<number>`` as metrics, the files under ``analysis/``.
+
+    Args:
+        trial: ``None`` for the parent run.
 
     Returns:
         Why it could not be done, in one line; ``None`` where it was, or tracking is off.
@@ -444,16 +435,16 @@ def log_analysis(
 
     try:
         client = _client(uri)
+        wanted = None if trial is None else str(trial)
         found = [
             run
             for experiment in client.search_experiments(filter_string=f"name = '{experiment_name(config)}'")
-            for run in client.search_runs(
-                [experiment.experiment_id],
-                f"tags.`latentune.search` = '{search_id}' AND tags.`latentune.trial` = '{trial}'",
-            )
+            for run in _runs(client, experiment.experiment_id, search_id, wanted)
+            if run.data.tags.get("latentune.trial") == wanted
         ]
         if not found:
-            return f"MLflow at {without_password(uri)} has no run of trial {trial}; the results are in {folder}"
+            what = "this search" if trial is None else f"trial {trial}"
+            return f"MLflow at {without_password(uri)} has no run of {what}; the results are in {folder}"
         now = int(time.time() * 1000)
         metrics = [
             Metric(f"{folder.name}.{name}", float(value), now, 0)
@@ -468,6 +459,21 @@ def log_analysis(
         told = " ".join(without_password(str(error)).split())[:200] or type(error).__name__
         return f"MLflow at {without_password(uri)} did not take the results ({told}); they are in {folder}"
     return None
+
+
+def _runs(client: MlflowClient, experiment_id: str, search_id: str, trial: str | None = None) -> list[Run]:
+    """All runs of a search, or those of one of its trials."""
+    wanted = f"tags.`latentune.search` = '{search_id}'"
+    if trial is not None:
+        wanted += f" AND tags.`latentune.trial` = '{trial}'"
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
 
 
 def experiment_name(config: SearchConfig) -> str:
@@ -492,21 +498,5 @@ def _client(uri: str) -> MlflowClient:
 
 
 def _versions() -> dict[str, str]:
-    tags = {"latentune.python": platform.python_version(), "latentune.platform": platform.platform()}
-    for package in ("latentune", "torch", "ray", "optuna", "mlflow"):
-        try:
-            tags[f"latentune.version.{package}"] = version(package)
-        except PackageNotFoundError:  # run from a source tree
-            continue
-    try:
-        git = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-        tags["mlflow.source.git.commit"] = git.stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # not in a repository, or no git
-        pass
-    return tags
+    names = {"python": "latentune.python", "platform": "latentune.platform", "commit": "mlflow.source.git.commit"}
+    return {names.get(name, f"latentune.version.{name}"): value for name, value in versions().items()}
