@@ -114,20 +114,58 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 FAMILIES = ROOT / "docs" / "families.md"
-SMALL = ["--trials", "1", "--max-epochs", "1", "--train-images", "500", "--tracking-uri", "none"]
+ANALYSIS = ROOT / "docs" / "analysis.md"
+SMALL = {
+    "search": ["--trials", "2", "--max-epochs", "1", "--train-images", "500", "--tracking-uri", "none"],
+    "finetune": ["--train-images", "500", "--epochs", "1"],
+    "embed": ["--count", "300"],
+    "generate": ["--count", "16"],
+    "robustness": ["--count", "50"],
+    "reconstruct": ["--epochs", "1"],
+}
 """A budget that wins over the one in a document, since the last of an option decides."""
+
+
+def do_all(document: Path, folder: Path) -> list[list[str]]:
+    """Run every command of a document as it is written but for the budget; the words of each."""
+    lines = [line for block in blocks(document, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("latentune ")]
+    for words in commands:
+        if words[1] == "ui" or "-001" in words[-1]:
+            continue  # serves until it is stopped; has a test of its own
+        small = SMALL.get(words[1], []) if words[1] != "reconstruct" or "--evolution" in words else []
+        run([str(COMMAND), *words[1:], *small], folder)
+    return commands
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_families_document_work_as_written(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(real_data)
-    lines = [line for block in blocks(FAMILIES, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    searched = set()
-    for line in lines:
-        words = shlex.split(line)
-        run([str(COMMAND), *words[1:], *(SMALL if words[1] == "search" else [])], tmp_path)
-        if words[1] == "search":
-            searched.add(words[2])
-            assert load_search(words[words.index("--name") + 1], tmp_path / "runs").best is not None
-    assert searched == set(FAMILY_NAMES)
+    commands = do_all(FAMILIES, tmp_path)
+    assert {words[2] for words in commands if words[1] == "search"} == set(FAMILY_NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_analysis_document_work_as_written(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").symlink_to(real_data)
+    commands = do_all(ANALYSIS, tmp_path)
+    (program,) = blocks(ANALYSIS, "python")
+    monkeypatch.chdir(tmp_path)
+    told = run([sys.executable, "-c", program.replace('split="test"', 'split="test", count=300')], tmp_path)
+    assert 0 < float(told) <= 1
+    assert (tmp_path / "codes" / "tsne.png").is_file()
+    # The table says something of every command, and of no other.
+    named = re.findall(r"^\| `(\w+)` \|", ANALYSIS.read_text(), re.MULTILINE)
+    assert set(named) == {words[1] for words in commands} - {"search"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_readme_work_as_written(real_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(real_data)
+    commands = do_all(ROOT / "README.md", tmp_path)
+    assert {"search", "trials", "best", "replay", "ui", "report"} <= {words[1] for words in commands}
