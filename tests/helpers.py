@@ -208,7 +208,8 @@ def assert_mirrored(result: SearchResult, uri: str) -> str:
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = {int(run.data.tags["latentune.trial"]): run for run in runs if run is not parent}
-    assert len(children) == len(runs) - 1 == len(result.trials)
+    told_of = sorted(int(run.data.tags["latentune.trial"]) for run in runs if run is not parent)
+    assert told_of == list(range(len(result.trials))), told_of
     assert parent.info.status == ("FINISHED" if ended(result) == len(result.trials) else "KILLED")
     status = {"complete": "FINISHED", "pruned": "KILLED", "interrupted": "KILLED", "failed": "FAILED"}
     for trial in result.trials:

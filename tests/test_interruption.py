@@ -96,7 +96,7 @@ def test_killed_driver_loses_nothing(tmp_path: Path, cluster: str) -> None:
     ids = run_ids(uri)
     assert "interrupted" in states(left[1])
     assert ended(left[2]) >= 3
-    run(*command, *tracked, cwd=tmp_path)
+    assert "warning" not in run(*command, *tracked, cwd=tmp_path).stderr
     result = load_search("it", tmp_path / "runs")
     assert len(result.trials) == 8
     assert set(states(result)) <= {"complete", "pruned"}

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from studies import DO_NOTHING, METRIC, distance, finish, images, open_by_hand, record
+from studies import DO_NOTHING, METRIC, distance, finish, images, open_by_hand, optuna_view, record
 
 from models.datasets import TrainingData
 from tuning import api, cli, tracking
@@ -445,6 +445,26 @@ def test_search_that_goes_on_keeps_its_runs(tmp_path: Path, store: str) -> None:
     same, still = assert_same(store, study)
     assert same.info.run_id == parent.info.run_id
     assert {n: run.info.run_id for n, run in still.items()} == {n: run.info.run_id for n, run in children.items()}
+
+
+def test_trial_that_a_crash_left_half_proposed_is_told_once_it_is_whole(tmp_path: Path, store: str) -> None:
+    study = open_by_hand(tmp_path, tracking_uri=store)
+    finish(study, study.propose() or pytest.fail("no trial"))
+    optuna_view(study).ask().suggest_float("a", 0.0, 1.0)  # and then the driver died
+
+    opened = open_by_hand(tmp_path, tracking_uri=store)
+    assert [trial.number for trial in opened.unfinished()] == [1]
+    tracker = make_tracker(opened)
+    assert tracker.close(opened.ordered(), []) == [], "what it lacks is not told as its default"
+    assert set(runs_of(store)[1]) == {0}
+
+    tracker = make_tracker(opened)
+    trial = opened.resume(1)
+    tracker.trial_changed(trial)
+    finish(opened, trial)
+    tracker.trial_changed(opened.trials[1])
+    assert tracker.close(opened.ordered(), []) == []
+    assert_same(store, opened)
 
 
 def test_run_that_stopped_between_trials_is_not_finished(tmp_path: Path, store: str) -> None:

@@ -249,6 +249,8 @@ class _Mirror:
         from mlflow.entities import Metric, Param, RunTag
 
         assert self._client is not None
+        if trial.started_s is None:  # a crash left it half proposed: MLflow would hold on to the values it lacks
+            return
         sent = self._sent.get(trial.number)
         if sent is not None and sent.records == len(trial.records) and sent.state == trial.state:
             self._note_end(trial)

@@ -1,16 +1,14 @@
-"""With what a search is made: versions, platform, and the commit of the sources where they are in a repository."""
+"""With what a search is made: versions, platform, and the commit of the working directory where it is a repository."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("latentune", "torch", "ray", "optuna", "mlflow")
 
 
-@cache
 def versions() -> dict[str, str]:
     """``python``, ``platform``, ``commit`` and each of :data:`PACKAGES`, as far as they are known."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
