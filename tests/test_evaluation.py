@@ -93,6 +93,15 @@ def test_the_command_keeps_results_apart_and_tells_mlflow(folder: Path, classes:
     assert [artifact.path for artifact in artifacts] == ["analysis/evaluate/evaluate.json"]
 
 
+def test_a_comparison_lies_with_the_search_itself(folder: Path) -> None:
+    said = read_json(run("compare", "classes", "--trials", "0,1", "--json", cwd=folder).stdout)
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (parent,) = (r for r in client.search_runs(experiments) if "mlflow.parentRunId" not in r.data.tags)
+    logged = {Path(artifact.path).name for artifact in client.list_artifacts(parent.info.run_id, "analysis/compare")}
+    assert logged == set(said["files"])
+
+
 def test_another_trial_and_a_folder_of_ones_own(folder: Path, classes: SearchResult) -> None:
     said = read_json(run("evaluate", "classes", "--trial", "0", "--out", "mine", "--json", cwd=folder).stdout)
     assert said["accuracy"] == evaluate(classes.trials[0].load(), OPTIONS).metrics["accuracy"]

@@ -222,7 +222,7 @@ def compare(
     from analysis import Candidate
     from analysis import compare as run
     from analysis.result import plain
-    from tuning.analysing import find_targets, keep, progress_bar
+    from tuning.analysing import find_targets, keep, progress_bar, tell_mlflow
     from tuning.report import print_comparison
 
     targets = find_targets(names, runs_dir, trials, {"data_dir": None if data_dir is None else str(data_dir)})
@@ -233,6 +233,8 @@ def compare(
         result = run(candidates, metric=metric, on_progress=told)
     options = {"trials": [(target.title, label) for label, target in targets], "metric": result.metric}
     folder, files = keep(result, targets[0][1].folder.parent, options, out)
+    for search in {target.search.name: target.search for _, target in targets if target.search}.values():
+        _warn(tell_mlflow(search, None, folder, files, {}))
     if as_json:
         summary = plain(result.summary())
         print(json.dumps({"analysis": result.name, "folder": str(folder), "files": [f.name for f in files], **summary}))
