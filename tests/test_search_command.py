@@ -252,3 +252,22 @@ def test_wrong_names_end_with_code_2(folder: Path, result: SearchResult) -> None
 
 def test_command_is_the_installed_one() -> None:
     assert COMMAND.is_file()
+
+
+def test_a_cluster_that_somebody_started_here_is_left_alone(tmp_path: Path) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        jobs = len(ray._private.state.jobs())
+        words = ["search", "conv_autoencoder", "--dataset", "digits", "--train-images", "100", "--max-epochs", "1"]
+        words += ["--trials", "1", "--tracking-uri", "none", "--quiet"]
+        run(*words, cwd=tmp_path)
+        assert len(ray._private.state.jobs()) == jobs, "it has a Ray of its own"
+        run(*words, "--address", cluster.address, cwd=tmp_path)
+        assert len(ray._private.state.jobs()) > jobs, "the check sees who comes"
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -144,7 +144,8 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
         try:
             if config.address is None:
                 # A trial may ask for more cores than are free but not for more than there are; see check_resources.
-                ray.init(include_dashboard=False, **options)
+                # By default `init` would join whatever cluster somebody has started on this machine.
+                ray.init(address="local", include_dashboard=False, **options)
             else:
                 ray.init(address=config.address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
