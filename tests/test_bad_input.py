@@ -355,6 +355,7 @@ def test_disk_that_is_too_small_is_refused_at_once(tmp_path: Path, disk: Disk, e
     assert told == {"--runs-dir": f"got '{disk.folder}/runs'; needs {needs} MiB free; the disk has 30 MiB"}
 
 
+@pytest.mark.slow
 def test_disk_that_fills_up_ends_the_search_and_loses_nothing(tmp_path: Path, disk: Disk, env: dict[str, str]) -> None:
     words = (
         *("search", "conv_autoencoder", "--name", "big", "--runs-dir", "disk/runs", "--trials", "6", "--seed", "1"),

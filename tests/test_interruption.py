@@ -77,6 +77,7 @@ def run_ids(uri: str) -> dict[str, str]:
     return ids
 
 
+@pytest.mark.slow
 def test_killed_driver_loses_nothing(tmp_path: Path, cluster: str) -> None:
     """One search of eight trials, two at a time, killed at three moments.
 
@@ -136,6 +137,7 @@ def printed_command(stdout: str) -> str:
     return line.removeprefix("continue:").strip()
 
 
+@pytest.mark.slow
 def test_stopped_search_goes_on_as_it_would_have(tmp_path: Path, cluster: str) -> None:
     """Ctrl-C, SIGTERM, a time budget and more trials, one after the other in one search; each loses nothing.
 

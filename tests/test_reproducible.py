@@ -127,6 +127,7 @@ def assert_covers_grid(result: SearchResult) -> None:
     assert sorted(str(sorted(trial.params.items())) for trial in result.trials) == sorted(points)
 
 
+@pytest.mark.slow
 def test_grid_is_covered_exactly_once(tmp_path: Path, cluster: str) -> None:
     """Killed half-way, continued with fewer trials than the grid has, and then with more than that."""
     settings = ("--sampler", "grid", "--scheduler", "none", "--set", "lr=0.5", "--set", "seconds=0.1")
