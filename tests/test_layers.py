@@ -19,7 +19,7 @@ FILES = {
 ALL = [path for files in FILES.values() for path in files]
 
 MAY_IMPORT = {
-    "ray": {"tuning/ray_tune.py", "tuning/trial.py"},
+    "ray": {"tuning/jobs.py", "tuning/ray_tune.py", "tuning/trial.py"},
     "mlflow": {"tuning/tracking.py"},
     "optuna": {"analysis/anova.py", "tuning/study.py", "tuning/samplers.py"},
     "analysis": {
@@ -28,7 +28,7 @@ MAY_IMPORT = {
         "tuning/pictures.py",
         "tuning/search_page.py",
     },
-    "typer": {"tuning/analysis_commands.py", "tuning/cli.py"},
+    "typer": {"tuning/analysis_commands.py", "tuning/cli.py", "tuning/job_commands.py"},
 }
 """The files outside of a package that may import it."""
 

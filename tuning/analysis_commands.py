@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Search = Annotated[str, typer.Argument(metavar="NAME", help="A search.", show_default=False)]
 Target_ = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False)]
 TrialNumber = Annotated[int | None, typer.Option("--trial", help="Number of the trial (default the best one).")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where searches are kept.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept.")]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Other images than the search's.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files are now.")]
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]

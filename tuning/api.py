@@ -20,13 +20,16 @@ from pydantic import ValidationError
 from models.datasets import DataOptions
 from models.errors import CheckpointError, Problem, ProblemCollector, StorageError, UserError, did_you_mean
 from models.family import get_family
-from tuning.config import SearchConfig, continued, make_config, runs_folder, space_of
+from tuning.config import SearchConfig, cluster_address, continued, make_config, runs_folder, space_of
 from tuning.lock import is_running, search_lock
 from tuning.results import SearchResult, Trial
 
 if TYPE_CHECKING:
     from models.datasets import TrainingData
     from tuning.driver import Driver, Listener
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the environment of a job's command."""
 
 LEAST_FREE_BYTES = 32 * 2**20
 """Free space without which a search does not begin: it would end in the middle of its first checkpoints."""
@@ -222,7 +225,7 @@ def load_images(config: SearchConfig) -> TrainingData:
 
 
 def _check_device(config: SearchConfig) -> None:
-    if config.address is not None:  # the cluster is asked once we are connected
+    if cluster_address(config) is not None:  # it is asked once we are connected
         return
     problems = []
     cores = os.cpu_count() or 1
@@ -244,6 +247,9 @@ def _check_device(config: SearchConfig) -> None:
 def _check_run_dir(config: SearchConfig) -> None:
     """Write something there before any work is spent on a search that could not be kept."""
     folder = config.run_dir if config.name else config.runs_dir
+    if JOB_VARIABLE in os.environ and config.runs_dir.absolute().is_relative_to(Path.cwd()):
+        where = "is in the job's own copy of the working directory, which goes with the cluster: name a shared folder"
+        raise UserError.of("--runs-dir", str(config.runs_dir), f"{where}, or set LATENTUNE_RUNS_DIR on its nodes")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning.analysis_commands import register
+from tuning import analysis_commands, job_commands
 
 app = typer.Typer(
     name="latentune",
@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where searches are kept.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 Name = Annotated[str, typer.Argument(help="Name of a search.", show_default=False)]
 RUNS = Path("runs")
@@ -78,7 +78,9 @@ def search(
     ] = None,
     patience: Annotated[int | None, typer.Option(help="End a trial after so many epochs without improvement.")] = None,
     name: Annotated[str | None, typer.Option(help="A new search's name, or the one to go on with.")] = None,
-    runs_dir: Annotated[Path | None, typer.Option(help="Where searches are kept (default runs).")] = None,
+    runs_dir: Annotated[
+        Path | None, typer.Option(envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept (default runs).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random (default 0).")] = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, gp, random, grid or qmc (default tpe).")] = None,
     scheduler: Annotated[str | None, typer.Option(help="asha, hyperband, median or none (default asha).")] = None,
@@ -297,7 +299,8 @@ def ui(
     raise typer.Exit(serve(runs_dir, tracking_uri, host, port, lambda text: _say(text, markup=False)))
 
 
-register(app)
+analysis_commands.register(app)
+job_commands.register(app)
 
 
 def _say(text: str, *, markup: bool = True) -> None:

@@ -305,6 +305,11 @@ def _try_config(kind: type[FamilyConfig], space: Space) -> None:
         raise UserError.from_validation(error, prefix="set.") from error
 
 
+def cluster_address(config: SearchConfig) -> str | None:
+    """The Ray cluster to use: the one that is named, or that a cluster's job finds in its environment."""
+    return config.address or os.environ.get("RAY_ADDRESS") or None
+
+
 def without_password(text: str) -> str:
     """A text with its addresses, but no user names and passwords in them.
 

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -23,15 +24,19 @@ from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.datasets import TrainingData
 from models.errors import LatentuneError, StorageError, UserError
-from tuning.config import SearchConfig
+from tuning.config import SearchConfig, cluster_address
 from tuning.driver import Driver, Message
 from tuning.trial import MESSAGE, Assignment, TrialActor
 
 WORKER_RESTARTS = 3
 """Times that a trial is begun again, from its checkpoint, after its worker process died."""
+
+PROBE_SECONDS = 60.0
+"""How long a node may take to say whether it sees a file."""
 
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files of every trial: the study has it all
@@ -141,19 +146,21 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        address = cluster_address(config)
         try:
-            if config.address is None:
+            if address is None:
                 # A trial may ask for more cores than are free but not for more than there are; see check_resources.
                 # By default `init` would join whatever cluster somebody has started on this machine.
                 ray.init(address="local", include_dashboard=False, **options)
             else:
-                ray.init(address=config.address, **options)
+                ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            if config.address is None:
+            if address is None:
                 raise LatentuneError(f"Ray could not be started: {error}") from error
-            raise UserError.of("--address", config.address, f"no Ray cluster answers there ({error})") from error
+            raise UserError.of("--address", address, f"no Ray cluster answers there ({error})") from error
     try:
         _check_cluster(config)
+        check_shared_folder(config)
         with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; stdout is for results
             yield
     finally:
@@ -169,6 +176,49 @@ def _check_cluster(config: SearchConfig) -> None:
     ):
         if wanted > there.get(name, 0):
             raise UserError.of(label, wanted, f"at most {there.get(name, 0):g}, which is what Ray has of {name}")
+
+
+def _sees(probe: Path, token: str) -> bool:
+    """Whether a node reaches a file of the driver's, to read and to write: trials keep their checkpoints there."""
+    try:
+        with probe.open("r+") as file:
+            return file.read() == token
+    except OSError:
+        return False
+
+
+def check_shared_folder(config: SearchConfig) -> None:
+    """Make sure that every node reaches the search's folder, where trials keep their checkpoints.
+
+    Raises:
+        UserError: some do not; it names them.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    token = uuid.uuid4().hex
+    probe = config.run_dir / f".reachable-{token}"
+    probe.write_text(token)
+
+    sees = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    try:
+        asked = {
+            node["NodeManagerAddress"]: sees.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(probe, token)
+            for node in nodes
+        }
+        blind = [address for address, answer in asked.items() if not ray.get(answer, timeout=PROBE_SECONDS)]
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise LatentuneError(f"a node of the cluster did not answer: {error}") from error
+    finally:
+        probe.unlink(missing_ok=True)
+    if blind:
+        raise UserError.of(
+            "--runs-dir",
+            str(config.runs_dir),
+            f"must be a folder that all nodes share; these do not see it: {', '.join(blind)}",
+        )
 
 
 def concurrency(config: SearchConfig) -> int:
