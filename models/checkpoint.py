@@ -108,6 +108,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def read_tensors(path: Path) -> Any:
+    """What ``torch.save`` wrote to a file: tensors and plain values, on the CPU.
+
+    Raises:
+        Exception: there is no end to what a damaged or foreign file makes zipfile and the unpickler raise.
+    """
+    raw = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(raw) as archive:
+        damaged = archive.testzip()  # torch does not compare the check sums
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong check sum of {damaged}")
+    raw.seek(0)
+    return torch.load(raw, map_location="cpu", weights_only=True)
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint file, checked to be one.
 
@@ -116,16 +131,10 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        raw = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(raw) as archive:
-            damaged = archive.testzip()  # torch does not compare the check sums
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"wrong check sum of {damaged}")
-        raw.seek(0)
-        content = torch.load(raw, map_location="cpu", weights_only=True)
+        content = read_tensors(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
-    except Exception as error:  # there is no end to what a damaged file makes zipfile and the unpickler raise
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to load it all the same
             reason = "it holds more than tensors and plain values, or is cut off"

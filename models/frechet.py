@@ -16,7 +16,6 @@ import copy
 import io
 import math
 import os
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from models.checkpoint import read_tensors, write_atomically
 from models.datasets import DataSpec
 from models.errors import StorageError
 from models.numerics import Numerics, RandomStream
@@ -180,21 +180,14 @@ def _read(network: FeatureNetwork, path: Path) -> bool:
     """Load the cached weights; anything that is not them counts as not there, and leaves the network as it is."""
     drawn = copy.deepcopy(network.state_dict())
     try:
-        raw = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(raw) as archive:
-            if archive.testzip() is not None:  # torch does not compare the check sums
-                return False
-        raw.seek(0)
-        network.load_state_dict(torch.load(raw, map_location="cpu", weights_only=True))
-    except Exception:  # there is no end to what a damaged file makes zipfile and the unpickler raise
+        network.load_state_dict(read_tensors(path))
+    except Exception:
         network.load_state_dict(drawn)  # of one that fits in part, that part was loaded
         return False
     return True
 
 
 def _write(network: FeatureNetwork, path: Path) -> None:
-    from models.checkpoint import write_atomically
-
     buffer = io.BytesIO()
     torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, buffer)
     with suppress(StorageError):
