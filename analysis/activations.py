@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from analysis.subject import evaluating
+from models.numerics import evaluating
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 

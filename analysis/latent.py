@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from analysis.subject import Subject, evaluating
+from analysis.subject import Subject
 from models.errors import UserError
+from models.numerics import evaluating
 
 Floats = npt.NDArray[np.float32]
 

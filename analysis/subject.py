@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -18,6 +16,7 @@ from models.data_sources import ImageSet
 from models.datasets import DataOptions, DataSpec, TrainingData, load_test_set, load_training_data
 from models.errors import Problem, UserError
 from models.family import CAPABILITIES
+from models.numerics import evaluating
 
 Model = Trained | nn.Module | str | Path
 """What can be analysed: ``result.best.load()``, the path of a checkpoint, or any network with the methods that the
@@ -196,18 +195,6 @@ def _load(data: Data, split: Split) -> ImageSet:
         return load_test_set(data)
     loaded = load_training_data(data) if isinstance(data, DataOptions) else data
     return loaded.train if split == "train" else loaded.val
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module as it was: a frozen layer is not put back into training."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

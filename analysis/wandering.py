@@ -14,8 +14,8 @@ from analysis.figures import WIDTH, style
 from analysis.latent import LatentSpace, lerp, slerp
 from analysis.result import Columns
 from analysis.sheet import plot_sheet
-from analysis.subject import evaluating
 from models.data_sources import ImageSet
+from models.numerics import evaluating
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import read
 from models.errors import CheckpointError, UserError
+from models.numerics import evaluating
 
 Features = Callable[[nn.Module, Tensor], Tensor]
 """Of a network and images float (B, C, H, W)."""
@@ -75,10 +76,8 @@ def trace(base: nn.Module, features: Features, shape: tuple[int, int, int]) -> U
     called: set[nn.Module] = set()
     handles = [module.register_forward_hook(lambda module, *_: called.add(module)) for module in base.modules()]
     parameters = list(base.parameters())
-    training = [module for module in base.modules() if module.training]
-    base.eval()
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluating(base), torch.inference_mode(False), torch.enable_grad():
             output = features(base, torch.zeros(1, *shape))
             reached = (
                 torch.autograd.grad(output.float().sum(), parameters, allow_unused=True)
@@ -92,8 +91,6 @@ def trace(base: nn.Module, features: Features, shape: tuple[int, int, int]) -> U
     finally:
         for handle in handles:
             handle.remove()
-        for module in training:
-            module.training = True
     used = {parameter for parameter, gradient in zip(parameters, reached, strict=True) if gradient is not None}
     return Use(called, used, output.numel())
 
