@@ -23,7 +23,7 @@ from models.family import FAMILIES, Family, Record, get_family
 from models.finetuned_classifier import FinetunedClassifierConfig, FinetunedClassifierFamily
 from models.numerics import Numerics
 from models.space import parse_value
-from models.training import Budget, DataOnDevice, Training, fit, start
+from models.training import Budget, DataOnDevice, Training, fit, start, steps_per_epoch
 
 EARLY = (0.05, 0.1, 0.25, 0.5, 0.75, 1.5)
 """Epochs, besides the whole ones, at which accuracy is measured: a pretrained encoder is ahead in the first steps."""
@@ -216,8 +216,7 @@ def finetune(
 
 def _early(epochs: float, images: int, batch_size: int) -> tuple[float, ...]:
     """The early points with steps of their own: between two records at the same step nothing would be trained."""
-    full, rest = divmod(images, batch_size)
-    per_epoch = max(1, full + (rest > 1))  # as the loop counts them
+    per_epoch = steps_per_epoch(images, batch_size)
     taken = {max(1, round(point * per_epoch)) for point in Budget(epochs).report_points()}
     kept = []
     for point in EARLY:

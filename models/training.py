@@ -105,9 +105,7 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that cover the training set once; a last batch of a single image is left out, for batch norm."""
-        full, rest = divmod(len(self.data.train), self.config.batch_size)
-        return max(1, full + (rest > 1))
+        return steps_per_epoch(len(self.data.train), self.config.batch_size)
 
     @property
     def finished(self) -> bool:
@@ -153,6 +151,12 @@ class Training:
             return False
         whole = [record for record in self.records if record.epoch == int(record.epoch) > self.best.epoch]
         return len(whole) >= self.budget.patience
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches that cover the training set once; a last batch of a single image is left out, for batch norm."""
+    full, rest = divmod(images, batch_size)
+    return max(1, full + (rest > 1))
 
 
 def start(
