@@ -55,7 +55,7 @@ def find_target(
         UserError: there is no such search or trial.
         LatentuneError: it has no complete trial yet, or its checkpoint is not usable.
     """
-    given = {key: value for key, value in (changed or {}).items() if value is not None}
+    given = _given(changed)
     path = Path(name)
     if path.is_file():
         from models.checkpoint import load
@@ -65,10 +65,13 @@ def find_target(
         model = load(path)
         data = _options({"source": model.spec.source, **given})
         return Target(model, data, path.parent / f"{path.stem}-analysis", f"{path.name}, {model.family.name}")
-    result = load_search(name, runs_dir)
+    return _target_in(load_search(name, runs_dir), trial, given)
+
+
+def _target_in(result: SearchResult, trial: int | None, given: Mapping[str, Any]) -> Target:
     chosen = result.best if trial is None else result.trial(trial)
     if chosen is None:
-        raise LatentuneError(f"{name} has no complete trial yet ({result.counts()['total']} trials so far)")
+        raise LatentuneError(f"{result.name} has no complete trial yet ({result.counts()['total']} trials so far)")
     data = _options({**result.config.data.model_dump(), **given})
     folder = result.run_dir / "analysis" / f"trial-{chosen.number:04d}"
     title = f"trial {chosen.number} of {result.name}, {get_family(chosen.family).name}"
@@ -102,7 +105,11 @@ def find_targets(
         numbers = [trial.number for trial in result.leaderboard()[:BEST]] if trials is None else _numbers(trials)
     except ValueError:
         raise UserError.of("--trials", trials, "write numbers with commas between them, as 0,3,5") from None
-    return [(f"trial {number}", find_target(name, runs_dir, trial=number, changed=changed)) for number in numbers]
+    return [(f"trial {number}", _target_in(result, number, _given(changed))) for number in numbers]
+
+
+def _given(changed: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (changed or {}).items() if value is not None}
 
 
 def _numbers(text: str) -> list[int]:
