@@ -229,14 +229,17 @@ def assert_mirrored(result: SearchResult, uri: str) -> str:
 
 
 @contextmanager
-def ray_for_tests() -> Iterator[str]:
-    """A Ray of two cores in this process, which ``search()`` then uses and commands reach at the yielded address."""
+def ray_for_tests(num_cpus: int = 2) -> Iterator[str]:
+    """A Ray in this process, of two cores unless told otherwise.
+
+    ``search()`` then uses it, and commands reach it at the yielded address.
+    """
     import ray
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = with_test_families()["PYTHONPATH"]  # for the workers that Ray starts
     try:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
