@@ -67,7 +67,10 @@ class RandomStream:
         outer = self._capture()
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed every GPU as well
+        if self._device.type == "cuda":
+            with torch.cuda.device(self._device):
+                torch.cuda.manual_seed(seed)
         self._state = self._capture()
         self._restore(outer)
 
