@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -109,6 +110,13 @@ def running(*args: str, cwd: Path, env: dict[str, str] | None = None, program: s
         with suppress(ProcessLookupError):
             os.killpg(command.pid, signal.SIGKILL)
         command.process.wait(PATIENCE_S)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def run(*args: str, cwd: Path, env: dict[str, str] | None = None, code: int | None = 0) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from helpers import COMMAND, environment, running
+from helpers import COMMAND, environment, free_port, running
 from rich.console import Console
 from studies import DO_NOTHING, METRIC, distance, finish, open_by_hand, record
 from typer.testing import CliRunner, Result
@@ -461,12 +461,6 @@ def test_ui_of_a_server_that_cannot_start(
     (tmp_path / "mlflow.db").touch()
     assert call("ui", "--runs-dir", str(tmp_path), "--port", str(free_port())) == 1
     assert capsys.readouterr().err.startswith("error: the MLflow server ended at once: 1")
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def children_of(pid: int) -> list[int]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import COMMAND, ROOT, environment, read_json, run
+from helpers import COMMAND, ROOT, environment, free_port, read_json, run
 
 from models.errors import UserError
 from tuning.api import load_search
@@ -17,12 +16,6 @@ from tuning.jobs import LARGEST_UPLOAD, Cluster, option, upload_size
 from tuning.results import ENDED
 
 SLEEPY = "sleepy:Sleepy"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

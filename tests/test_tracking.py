@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import free_port
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from studies import DO_NOTHING, METRIC, distance, finish, images, open_by_hand, optuna_view, record
@@ -35,12 +36,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED", "running": "RUNNING"}
 SLOW_CALL_S = 0.5
 """Telling the tracker of a trial takes microseconds; this is for a machine that does something else for a while."""
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

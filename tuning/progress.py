@@ -195,8 +195,8 @@ def describe_end(trial: Trial) -> str:
     if trial.value is not None:
         parts.append(f"{trial.objective.metric} {number(trial.value)}")
     parts.append(f"after {trial.epochs:.3g} epochs")
-    if trial.finished_s is not None and trial.started_s is not None:
-        parts[-1] += f", {trial.finished_s - trial.started_s:.1f} s"
+    if trial.seconds is not None:
+        parts[-1] += f", {trial.seconds:.1f} s"
     tail = trial.reason if trial.state == "failed" and trial.reason else describe_params(trial.params)
     return " ".join(parts) + (f": {tail}" if tail else "")
 

@@ -60,11 +60,7 @@ def print_trials(result: SearchResult) -> None:
         table.add_column(column, justify="left" if column == "state" else "right")
     table.add_column("proposed", overflow="fold")
     for trial in result.trials:
-        seconds = (
-            f"{trial.finished_s - trial.started_s:.1f}"
-            if trial.finished_s is not None and trial.started_s is not None
-            else ""
-        )
+        seconds = "" if trial.seconds is None else f"{trial.seconds:.1f}"
         table.add_row(str(trial.number), trial.state, number(trial.value), f"{trial.epochs:.3g}", seconds, _tail(trial))
     _console().print(table)
 

@@ -77,6 +77,11 @@ class Trial:
         """Epochs trained and reported."""
         return self.records[-1].epoch if self.records else 0.0
 
+    @property
+    def seconds(self) -> float | None:
+        """From its start to its end, pauses of the search included; ``None`` before that."""
+        return None if self.started_s is None or self.finished_s is None else self.finished_s - self.started_s
+
     def load(self) -> Trained:
         """The trained network, with the weights of the trial's best record.
 
