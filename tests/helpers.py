@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -213,7 +214,8 @@ def assert_mirrored(result: SearchResult, uri: str) -> str:
     client = MlflowClient(uri)
     (experiment,) = (e for e in client.search_experiments() if e.name != "Default")
     assert experiment.name == f"{result.config.family} on {result.config.data.source}".replace(":", "-")
-    runs = client.search_runs([experiment.experiment_id])
+    search_id = open_optuna(result).user_attrs["id"]
+    runs = client.search_runs([experiment.experiment_id], f"tags.`latentune.search` = '{search_id}'")
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = {int(run.data.tags["latentune.trial"]): run for run in runs if run is not parent}
     told_of = sorted(int(run.data.tags["latentune.trial"]) for run in runs if run is not parent)
@@ -255,6 +257,37 @@ def ray_for_tests(num_cpus: int = 2) -> Iterator[str]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """A cluster (:class:`ray.cluster_utils.Cluster`) of a head and a second node, one core each."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", with_test_families()["PYTHONPATH"])  # for the workers that the nodes start
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            cluster.add_node(num_cpus=1)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+def raylet_pid(node: Any) -> int:
+    """Process of a node of :func:`two_nodes` that its workers are the children of, and without which it is lost."""
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def workers_of(node: Any) -> list[int]:
+    """The processes on a node that train."""
+    found: list[int] = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(raylet_pid(node)).children():
+            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if "Trainable" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+    return found
 
 
 @contextmanager

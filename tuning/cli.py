@@ -96,6 +96,12 @@ def search(
         float | None, typer.Option(help="GPUs a trial; a fraction shares one (default 0).")
     ] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time (default as many as fit).")] = None,
+    max_failures: Annotated[
+        int | None, typer.Option(help="Times that a trial goes on after its worker died (default 3).")
+    ] = None,
+    report_timeout: Annotated[
+        str | None, typer.Option(help="Fail a trial that reports nothing for 90s, 30m or 2h (default never).")
+    ] = None,
     train_images: Annotated[int | None, typer.Option(help="Train on so many images.")] = None,
     val_images: Annotated[int | None, typer.Option(help="Validate on so many (default a fifth as many).")] = None,
     val_split: Annotated[
@@ -147,6 +153,8 @@ def search(
         "cpus_per_trial": cpus_per_trial,
         "gpus_per_trial": gpus_per_trial,
         "max_concurrent": max_concurrent,
+        "max_failures": max_failures,
+        "report_timeout": report_timeout,
         "precision": precision,
         "address": address,
         "tracking_uri": tracking_uri,

@@ -63,6 +63,10 @@ class SearchConfig(BaseModel):
     cpus_per_trial: float = Field(1.0, gt=0, description="CPU cores a trial; whole cores are its threads")
     gpus_per_trial: float = Field(0.0, ge=0, description="GPUs a trial; a fraction shares one")
     max_concurrent: int | None = Field(None, ge=1, description="trials at a time; default as many as fit")
+    max_failures: int = Field(
+        3, ge=0, le=1000, description="times that a trial goes on from its checkpoint after its worker died"
+    )
+    report_timeout: float | None = Field(None, gt=0, description="seconds without a report after which a trial fails")
     address: str | None = Field(None, description="Ray cluster to use; default a Ray of its own on this machine")
     tracking_uri: str | None = Field(
         None,
@@ -86,7 +90,7 @@ class SearchConfig(BaseModel):
             )
         return uri
 
-    @field_validator("time_budget", mode="before")
+    @field_validator("time_budget", "report_timeout", mode="before")
     @classmethod
     def _seconds(cls, given: object) -> object:
         return parse_duration(given) if isinstance(given, str) else given

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -27,13 +29,16 @@ from ray.tune.stopper import Stopper
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.datasets import TrainingData
-from models.errors import LatentuneError, StorageError, UserError
+from models.errors import LatentuneError, Problem, StorageError, UserError
 from tuning.config import SearchConfig, cluster_address
 from tuning.driver import Driver, Message
 from tuning.trial import MESSAGE, Assignment, TrialActor
 
-WORKER_RESTARTS = 3
-"""Times that a trial is begun again, from its checkpoint, after its worker process died."""
+LOOK_AT_CLUSTER_S = 5.0
+"""Pause between two looks at how many trials the cluster has room for."""
+
+OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|running low on memory")
+"""How Ray says that its memory monitor ended a worker. Of every other death it says that it *may* have been memory."""
 
 PROBE_SECONDS = 60.0
 """How long a node may take to say whether it sees a file."""
@@ -44,6 +49,7 @@ TUNE_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # search() handles signals
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # the driver says how many; by default one actor would start after another
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
@@ -97,17 +103,59 @@ class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
 
 
 class TuneCallback(Callback):  # type: ignore[misc]
-    """Hears of trials that are given up; a scheduler would hear of every death of a worker, also before a new start."""
+    """Looks after what no report tells of: workers that died for good or hang, nodes that came or went.
+
+    A scheduler would hear of every death of a worker, also before a new start.
+    """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._heard: dict[Any, float] = {}  # when each running trial began or reported last
+        self._looked = time.monotonic()
+
+    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+        return Callback, ()  # as of the driver: for a restore that we never do
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard[trial] = time.monotonic()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        self._heard[trial] = time.monotonic()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard.pop(trial, None)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard.pop(trial, None)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        with _carried_to(self._driver):
+            config = self._driver.study.config
+            if now - self._looked >= LOOK_AT_CLUSTER_S:
+                self._looked = now
+                self._driver.max_concurrent = concurrency(config)
+            if config.report_timeout is not None:
+                for trial in [one for one, heard in self._heard.items() if now - heard > config.report_timeout]:
+                    self._give_up(trial, f"no report for {config.report_timeout:g} s (report_timeout)")
+
+    def _give_up(self, trial: Any, reason: str) -> None:
+        """Fail a trial and end its worker, which may hang where no exception reaches it."""
+        del self._heard[trial]
+        self._driver.lost(trial.config["number"], reason)
+        trial.max_failures = 0  # Ray Tune must not begin it again
+        actor = trial.temporary_state.ray_actor
+        if actor is not None:
+            ray.kill(actor)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._heard.pop(trial, None)
         with _carried_to(self._driver):
             # All failures so far, each under a line of its own. What the trial gives by itself is not written yet.
             error = Path(trial.error_file).read_text().rpartition("Failure # ")[2].partition("\n")[2]
             reason = " ".join(error.split())[:300] or "no reason given"
-            self._driver.lost(trial.config["number"], f"its worker died {trial.num_failures} times: {reason}")
+            what = "out of memory: its worker was ended" if OUT_OF_MEMORY.search(error) else "its worker died"
+            self._driver.lost(trial.config["number"], f"{what} {trial.num_failures} times: {reason}")
 
 
 class TuneStopper(Stopper):  # type: ignore[misc]
@@ -148,12 +196,13 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = cluster_address(config)
         try:
-            if address is None:
-                # A trial may ask for more cores than are free but not for more than there are; see check_resources.
-                # By default `init` would join whatever cluster somebody has started on this machine.
-                ray.init(address="local", include_dashboard=False, **options)
-            else:
-                ray.init(address=address, **options)
+            with _our_sigterm():
+                if address is None:
+                    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a search beside other work
+                    # By default `init` would join whatever cluster somebody has started on this machine.
+                    ray.init(address="local", include_dashboard=False, **options)
+                else:
+                    ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             if address is None:
                 raise LatentuneError(f"Ray could not be started: {error}") from error
@@ -168,14 +217,63 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
             ray.shutdown()
 
 
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Keep Ray from putting a SIGTERM handler of its own in place of ours while it starts.
+
+    It raises SystemExit wherever the process is; inside a hook that swallows exceptions the signal would be lost.
+    """
+    from ray._private import utils
+
+    original = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = original
+
+
 def _check_cluster(config: SearchConfig) -> None:
-    there = ray.cluster_resources()
-    for label, name, wanted in (
-        ("--cpus-per-trial", "CPU", config.cpus_per_trial),
-        ("--gpus-per-trial", "GPU", config.gpus_per_trial),
-    ):
-        if wanted > there.get(name, 0):
-            raise UserError.of(label, wanted, f"at most {there.get(name, 0):g}, which is what Ray has of {name}")
+    """Make sure that some node has room for a trial, or that an autoscaler may start one that has.
+
+    Raises:
+        UserError: no node has.
+    """
+    wanted = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    nodes = _nodes()
+    if any(_room(node, wanted) for node in nodes):
+        return
+    shown = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+    if _autoscaling():
+        print(f"no node has {shown} for a trial yet: waiting for the cluster to start one", file=sys.stderr)
+        return
+    problems = []
+    for label, name in (("--cpus-per-trial", "CPU"), ("--gpus-per-trial", "GPU")):
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if wanted[name] > most:
+            allowed = f"at most {most:g}, which is what the largest node of the cluster has of {name}"
+            problems.append(Problem(label, wanted[name], allowed))
+    if not problems:
+        problems.append(Problem("--gpus-per-trial", wanted["GPU"], f"no single node of the cluster has {shown}"))
+    raise UserError(*problems)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _room(node: dict[str, float], wanted: dict[str, float]) -> int:
+    """Trials that a node has room for at a time."""
+    return min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount)
+
+
+def _autoscaling() -> bool:
+    """Whether an autoscaler looks after the cluster: it leaves word of itself in the cluster's memory."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return _internal_kv_get(DEBUG_AUTOSCALING_STATUS) is not None
 
 
 def _sees(probe: Path, token: str) -> bool:
@@ -222,12 +320,15 @@ def check_shared_folder(config: SearchConfig) -> None:
 
 
 def concurrency(config: SearchConfig) -> int:
-    """Trials that run at a time: what was asked for, at most what Ray has room for."""
-    there = ray.cluster_resources()
-    room = int(there.get("CPU", 1) / config.cpus_per_trial + 1e-9)
-    if config.gpus_per_trial:
-        room = min(room, int(there.get("GPU", 0) / config.gpus_per_trial + 1e-9))
-    return max(1, min(room, config.max_concurrent or room))
+    """Trials that run at a time: as many as the nodes have room for now, at most what was asked for.
+
+    With an autoscaler twice as many: it starts nodes for trials that wait.
+    """
+    wanted = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    room = max(1, sum(_room(node, wanted) for node in _nodes()))
+    if _autoscaling():
+        room *= 2
+    return min(room, config.max_concurrent or room)
 
 
 def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> None:
@@ -243,7 +344,7 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> No
         {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial},
     )
     with (
-        _environment({**TUNE_SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": str(driver.max_concurrent)}),
+        _environment(TUNE_SETTINGS),
         _quiet(),
         tempfile.TemporaryDirectory(prefix="latentune-") as scratch,
     ):
@@ -258,7 +359,7 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> No
                 stop=TuneStopper(driver),
                 verbose=0,
                 callbacks=[TuneCallback(driver)],
-                failure_config=tune.FailureConfig(max_failures=WORKER_RESTARTS),
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
             ),
         ).fit()
     if driver.error is not None:

@@ -58,6 +58,9 @@ def train_trial(
     except Exception as error:
         if isinstance(error, RuntimeError) and "CUDA error" in str(error):
             raise  # the device context is broken: only a new process helps
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):  # torch's MemoryError on a CPU
+            yield Message((), "failed", f"out of memory: {_one_line(error)}")
+            return
         log = path.parent / "error.txt"
         with suppress(LatentuneError):
             checkpoint.write_atomically(log, traceback.format_exc().encode())
