@@ -269,11 +269,16 @@ def _room(node: dict[str, float], wanted: dict[str, float]) -> int:
 
 
 def _autoscaling() -> bool:
-    """Whether an autoscaler looks after the cluster: it leaves word of itself in the cluster's memory."""
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
+    """Whether an autoscaler starts the cluster's nodes: those bear the name of a node type.
 
-    return _internal_kv_get(DEBUG_AUTOSCALING_STATUS) is not None
+    So do the machines of a fixed list (provider ``local``), all of which are there already.
+    """
+    from ray.autoscaler._private.local.config import LOCAL_CLUSTER_NODE_TYPE
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+    from ray.experimental.internal_kv import internal_kv_get_gcs_client
+
+    nodes = get_cluster_resource_state(internal_kv_get_gcs_client()).node_states
+    return any(node.ray_node_type_name not in ("", LOCAL_CLUSTER_NODE_TYPE) for node in nodes)
 
 
 def _sees(probe: Path, token: str) -> bool:
