@@ -223,8 +223,8 @@ def tell_mlflow(
     """
     if search is None:
         return None
+    from tuning.mlflow_store import log_analysis
     from tuning.study import load_study, search_id
-    from tuning.tracking import log_analysis
 
     config, number = search.config, None if trial is None else trial.number
     return log_analysis(config, search_id(load_study(config.study_file)), number, folder, files, summary)
