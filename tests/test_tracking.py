@@ -204,7 +204,14 @@ def assert_same(uri: str, study: SearchStudy) -> tuple[Run, dict[int, Run]]:
     for number, run in children.items():
         trial = study.trials[number]
         state = "interrupted" if trial.state == "running" else trial.state
-        assert run.info.run_name == f"{study.config.name}-{number:04d}"
+        name, *shown = run.info.run_name.split(" ")
+        assert name == f"{number:03d}"
+        assert [word.partition("=")[0] for word in shown] == list(trial.params)
+        assert all(float(word.partition("=")[2]) == pytest.approx(trial.params[word[0]], rel=1e-3) for word in shown)
+        note = run.data.tags.get("mlflow.note.content", "")
+        assert note.startswith({"complete": "**Complete**", "pruned": "**Pruned** at the rung of "}.get(state, ""))
+        if trial.finished_s is not None and trial.reason is not None:
+            assert trial.reason.replace("\n", "\n    ") in note
         assert run.info.status == STATUS[state]
         assert run.data.params == {name: str(value) for name, value in trial.config.items()}
         tags = {k.removeprefix("latentune."): v for k, v in run.data.tags.items() if k.startswith("latentune.")}
@@ -248,6 +255,12 @@ def assert_same(uri: str, study: SearchStudy) -> tuple[Run, dict[int, Run]]:
         assert parent.data.tags["latentune.best_trial"] == str(best_trial.number)
         assert json.loads(parent.data.tags["latentune.best_config"]) == best_trial.config
         assert parent.data.metrics[f"best_{METRIC}"] == best_trial.value
+        assert f"**Best so far: {METRIC} " in parent.data.tags["mlflow.note.content"]
+        assert f"trial {best_trial.number} of " in parent.data.tags["mlflow.note.content"]
+    counts = [f"{sum(t.state == s for t in ended)} {s}" for s in ("complete", "pruned", "failed")]
+    told = ", ".join(count for count in counts if not count.startswith("0 "))
+    assert told in parent.data.tags["mlflow.note.content"]
+    assert f"latentune search {DO_NOTHING} --name {study.config.name}" in parent.data.tags["mlflow.note.content"]
     assert parent.data.params, "the parent's params are missing"
     assert parent.inputs.dataset_inputs, "the parent's data set is missing"
     return parent, children
@@ -381,9 +394,11 @@ def test_searches_of_a_kind_share_an_experiment(tmp_path: Path, store: str) -> N
     (experiment,) = (found for found in client.search_experiments() if found.name != "Default")
     runs = client.search_runs([experiment.experiment_id])
     assert len(runs) == 4
+    runs_by_id = {run.info.run_id: run for run in runs}
     for name, parent in zip(("one", "two"), ids, strict=True):
         (child,) = (run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent)
-        assert child.info.run_name == f"{name}-0000"
+        assert child.info.run_name.startswith("000 a=")
+        assert child.data.tags["latentune.search"] == runs_by_id[parent].data.tags["latentune.search"], name
 
 
 def test_no_tracking(tmp_path: Path) -> None:
@@ -737,7 +752,7 @@ def test_password_of_a_server_does_not_reach_its_runs(
     assert json.loads(seen.out)["mlflow"]["tracking_uri"] == server.url
     server.kill()
     assert SECRET not in seen.out + seen.err
-    assert files_with("quiet-0001", server.folder) != []
+    assert files_with("quiet", server.folder) != []
     assert files_with(SECRET, server.folder) == []
     assert files_with(SECRET, tmp_path) == []
 

@@ -273,7 +273,7 @@ def _run(config: SearchConfig, images: TrainingData, *, progress: str, pictures:
     study = open_study(config, family, images.spec)
     write_yaml(config)
     deadline = None if config.time_budget is None else time.monotonic() + config.time_budget
-    tracker: Tracker = make_tracker(study)
+    tracker: Tracker = make_tracker(study, images)
     view = make_progress(progress, study)
     listeners: Sequence[Listener] = (tracker, view)
     outcome_warnings: list[str] = []

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.datasets import DataSpec
-from models.family import Objective
+from models.datasets import DataSpec, TrainingData
+from models.errors import LatentuneError
+from models.family import Objective, get_family
+from tuning.champion import crown
 from tuning.config import SearchConfig, without_password
 from tuning.mlflow_store import client_of, experiment_name, runs_of
-from tuning.results import Trial
+from tuning.pictures import snapshot
+from tuning.results import ENDED, Trial
+from tuning.run_texts import NOTE, search_note, trial_name, trial_note
+from tuning.study import checkpoint_path
 from tuning.versions import versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
 
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 """Trial state → MLflow run status; other states are RUNNING."""
@@ -40,14 +48,46 @@ class _Sent:
     state: str = ""
 
 
+class Milestones:
+    """Which trials deserve a picture: one that is the best so far at a rung or at the end of its budget.
+
+    A search of n trials has about ln n of these at each rung.
+    """
+
+    def __init__(self, rungs: Sequence[float], objective: Objective) -> None:
+        self._rungs, self._objective = rungs, objective
+        self._best: dict[float, float] = {}
+
+    def passed(self, trial: Trial, known: int) -> bool:
+        """Whether a trial has come to one with its records from ``known`` on."""
+        found = False
+        for record in trial.records[known:]:
+            value = record.metrics.get(self._objective.metric)
+            at = max((rung for rung in self._rungs if rung <= record.epoch + 1e-9), default=None)
+            last = trial.state == "complete" and record is trial.records[-1]
+            if value is None or at is None or not (last or record.epoch - at < 1e-9):
+                continue
+            place = record.epoch if last else at
+            if self._objective.better(value, self._best.get(place)):
+                self._best[place], found = value, True
+        return found
+
+
 class Mirror:
     """What MLflow has of a search, and the calls that bring it up to date. Used by one thread."""
 
     def __init__(
-        self, uri: str, config: SearchConfig, objective: Objective, spec: DataSpec, search_id: str, began: float
+        self,
+        uri: str,
+        config: SearchConfig,
+        objective: Objective,
+        spec: DataSpec,
+        search_id: str,
+        began: float,
+        images: TrainingData | None = None,
     ) -> None:
         self.uri, self._config, self._objective, self._spec = uri, config, objective, spec
-        self._search_id, self._began = search_id, began
+        self._search_id, self._began, self._images = search_id, began, images
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._parent = ""
@@ -55,6 +95,8 @@ class Mirror:
         self._ended: set[int] = set()
         self._champion: Trial | None = None
         self._best_told = ""
+        self._milestones = Milestones(config.rungs(), objective)
+        self._wanted: dict[int, Trial] = {}
         self.run: dict[str, str] | None = None
 
     @property
@@ -75,7 +117,7 @@ class Mirror:
         self._experiment_id = (
             found.experiment_id
             if found is not None
-            else client.create_experiment(self.experiment, artifact_location=self._artifacts())
+            else client.create_experiment(self.experiment, artifact_location=self._artifacts(), tags=self._kind())
         )
         self._sent = {}
         runs = runs_of(client, self._experiment_id, self._search_id)
@@ -112,6 +154,7 @@ class Mirror:
             return
         sent = self._sent.get(trial.number)
         if sent is not None and sent.records == len(trial.records) and sent.state == trial.state:
+            self._milestones.passed(trial, 0)  # had its picture, as far as it deserved one
             self._note_end(trial)
             return
         params: list[Param] = []
@@ -119,7 +162,7 @@ class Mirror:
             run = self._client.create_run(
                 self._experiment_id,
                 start_time=self._millis(trial.started_s or 0.0),
-                run_name=f"{self._config.name}-{trial.number:04d}",
+                run_name=trial_name(trial),
                 tags={
                     "mlflow.parentRunId": self._parent,
                     "latentune.search": self._search_id,
@@ -142,6 +185,8 @@ class Mirror:
                 Metric(f"best_{self._objective.metric}", trial.value, self._millis(trial.finished_s), int(trial.epochs))
             )
         tags = {"latentune.records": str(len(trial.records)), "latentune.state": trial.state}
+        if ended:
+            tags[NOTE] = trial_note(trial)
         if trial.reason:
             tags["latentune.reason"] = trial.reason
         if trial.state == "pruned":
@@ -161,7 +206,32 @@ class Mirror:
         elif sent.state in STATUS:  # it goes on
             self._client.update_run(sent.run_id, status="RUNNING")
         self._sent[trial.number] = _Sent(sent.run_id, len(trial.records), trial.state)
+        if self._milestones.passed(trial, sent.records):
+            self._wanted[trial.number] = trial
         self._note_end(trial, log=True)
+
+    def send_snapshots(self) -> None:
+        """Log a picture of each trial that has lately been the best at a rung, at the epoch of its weights.
+
+        It is made from the trial's checkpoint as that is now, which may be a little further on. One that cannot be made
+        is left out.
+        """
+        for number in sorted(self._wanted):
+            trial, run_id = self._wanted[number], self._sent[number].run_id
+            path = checkpoint_path(self._config, number)
+            try:
+                family = get_family(trial.family)
+                shown = None if self._images is None else snapshot(path, family, self._images)
+            except Exception as error:  # a checkpoint that is gone, a family of somebody's own
+                logger.debug("no snapshot of trial %d: %s", number, error)
+                shown = None
+            if shown is not None:
+                assert self._client is not None
+                name, step, pixels = shown
+                there = [Path(item.path).name for item in self._client.list_artifacts(run_id, "images")]
+                if not any(file.startswith(f"{name}+step+{step}+") and file.endswith(".webp") for file in there):
+                    self._client.log_image(run_id, pixels, key=name, step=step)
+            del self._wanted[number]
 
     def end(self, pictures: Sequence[Path], over: bool) -> None:
         """Counts, pictures and state of the parent run; ``over`` where the search has all of its trials."""
@@ -169,12 +239,19 @@ class Mirror:
 
         assert self._client is not None
         states = [sent.state for sent in self._sent.values()]
+        if self._champion is not None:
+            self._wanted.setdefault(self._champion.number, self._champion)
+        self.send_snapshots()
+        champion = self._crown()
         now = int(time.time() * 1000)
         counts = {f"trials_{state}": states.count(state) for state in ("complete", "pruned", "failed")}
         self._client.log_batch(
             self._parent,
             metrics=[Metric(name, count, now, len(self._ended)) for name, count in counts.items()],
-            tags=[RunTag("latentune.state", "finished" if over else "interrupted")],
+            tags=[
+                RunTag("latentune.state", "finished" if over else "interrupted"),
+                RunTag(NOTE, self._note({state: n for state in ENDED if (n := states.count(state))}, champion)),
+            ],
         )
         for picture in pictures:
             self._client.log_artifact(self._parent, str(picture), "figures")
@@ -211,9 +288,26 @@ class Mirror:
             tags=[
                 RunTag("latentune.best_trial", str(trial.number)),
                 RunTag("latentune.best_config", json.dumps(trial.config)),
+                RunTag(NOTE, self._note({}, None)),
             ],
         )
         self._best_told = str(trial.number)
+
+    def _crown(self) -> str | None:
+        """Register the best model; its name there, ``None`` where it could not be made."""
+        trial = self._champion
+        if trial is None:
+            return None
+        assert self._client is not None
+        names = self._config.name, self._search_id, self._experiment_id
+        try:
+            return crown(self._client, *names, self._sent[trial.number].run_id, trial, self._images)
+        except LatentuneError as error:  # its checkpoint is gone
+            logger.debug("no champion: %s", error)
+            return None
+
+    def _note(self, counts: Mapping[str, int], champion: str | None) -> str:
+        return search_note(self._config, self._objective, counts, self._champion, champion)
 
     def _create_parent(self, client: MlflowClient) -> Run:
         config = self._config
@@ -229,6 +323,7 @@ class Mirror:
                 "latentune.metric": self._objective.metric,
                 "latentune.mode": self._objective.mode,
                 "latentune.state": "running",
+                NOTE: self._note({}, None),
                 **_versions(),
             },
         )
@@ -262,6 +357,14 @@ class Mirror:
         )
         client.log_inputs(parent.info.run_id, [DatasetInput(images, [InputTag("mlflow.data.context", "training")])])
         client.log_batch(parent.info.run_id, tags=[RunTag(DESCRIBED, "true")])
+
+    def _kind(self) -> dict[str, str]:
+        """Tags by which MLflow's pages choose what they show of an experiment."""
+        return {
+            "mlflow.experimentKind": "custom_model_development",
+            "mlflow.experiment.primaryMetric.name": f"best_{self._objective.metric}",
+            "mlflow.experiment.primaryMetric.greaterIsBetter": str(self._objective.mode == "max"),
+        }
 
     def _artifacts(self) -> str | None:
         """With a database file MLflow would put artifacts into the working directory; a server knows its own place."""

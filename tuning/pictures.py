@@ -1,13 +1,17 @@
-"""Pictures of a search that has ended, in its run folder."""
+"""Pictures of a search: of one that has ended, in its run folder; small ones of a trial on its way, for MLflow."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from matplotlib.figure import Figure
 
     from models.datasets import TrainingData
+    from models.family import Family
     from tuning.results import SearchResult
 
 
@@ -77,3 +81,43 @@ def _samples(result: SearchResult, images: TrainingData) -> Figure | None:
         return None
     title = f"samples of the best trial {best.number}: {result.objective.metric} {best.value:.4g}"
     return sample_sheet(best.load(), title)
+
+
+SNAPSHOT_IMAGES, SNAPSHOT_CELL = 8, 56
+"""Columns of a snapshot, and least pixels of each."""
+
+
+def snapshot(
+    checkpoint: Path, family: Family[Any], images: TrainingData
+) -> tuple[str, int, npt.NDArray[np.uint8]] | None:
+    """A small picture of what the weights in a checkpoint make: of validation images, or of nothing.
+
+    Returns:
+        What it shows (``reconstructions``: originals above, or ``samples``), the whole epoch of the weights, and pixels
+        uint8 (H, W, 3); ``None`` for a family that makes no images.
+
+    Raises:
+        LatentuneError: the checkpoint, or what the network gives, cannot be used.
+    """
+    import numpy as np
+
+    from analysis.subject import images_of, subject_of
+    from models.checkpoint import load
+
+    able = set(family.capabilities())
+    if "sample" not in able and not {"encode", "decode"} <= able:
+        return None
+    model = load(checkpoint, family)
+    subject = subject_of(model)
+    if {"encode", "decode"} <= able:
+        name, shown = "reconstructions", images_of(images, subject, count=SNAPSHOT_IMAGES).images
+        rows = [shown.astype(np.float32) / np.float32(255), subject.reconstruct(shown)]
+    else:
+        name, rows = "samples", list(np.split(subject.sample(2 * SNAPSHOT_IMAGES), 2))
+    sheet = np.concatenate([np.concatenate(list(row), axis=2) for row in rows], axis=1)  # (C, rows·H, columns·W)
+    pixels = (np.nan_to_num(sheet).clip(0, 1) * 255).round().astype(np.uint8)
+    if len(pixels) != 3:
+        pixels = np.repeat(pixels[:1], 3, axis=0)
+    times = -(-SNAPSHOT_CELL // images.spec.width)
+    pixels = pixels.repeat(times, axis=1).repeat(times, axis=2)
+    return name, int(model.record.epoch), np.ascontiguousarray(pixels.transpose(1, 2, 0))

@@ -231,6 +231,11 @@ def replay_command(config: SearchConfig, number: int) -> str:
     return f"latentune replay {config.name} {number}{_runs_option(config)}"
 
 
+def report_command(config: SearchConfig) -> str:
+    """The command that writes the page of a search."""
+    return f"latentune report {config.name}{_runs_option(config)}"
+
+
 def training_settings(config: SearchConfig, trial: Trial) -> dict[str, Any]:
     """Settings of a search, as in a search.yaml, that trains nothing but a trial's config."""
     data = {key: value for key, value in config.data.model_dump(mode="json").items() if value is not None}

@@ -20,6 +20,7 @@ from tuning.mirror import Mirror
 from tuning.results import Trial
 
 if TYPE_CHECKING:
+    from models.datasets import TrainingData
     from tuning.study import SearchStudy
 
 logger = logging.getLogger(__name__)
@@ -61,18 +62,18 @@ class NoTracker:
         return []
 
 
-def make_tracker(study: SearchStudy) -> Tracker:
-    """The tracker that the study's config asks for, at work."""
+def make_tracker(study: SearchStudy, images: TrainingData | None = None) -> Tracker:
+    """The tracker that the study's config asks for, at work; with ``images`` it shows what trials make of them."""
     uri = study.config.mlflow_uri
-    return NoTracker() if uri is None else MlflowTracker(uri, study)
+    return NoTracker() if uri is None else MlflowTracker(uri, study, images)
 
 
 class MlflowTracker:
     """Keeps one parent run and one child run a trial in step with the study."""
 
-    def __init__(self, uri: str, study: SearchStudy) -> None:
+    def __init__(self, uri: str, study: SearchStudy, images: TrainingData | None = None) -> None:
         self._study = study
-        self._mirror = Mirror(uri, study.config, study.objective, study.spec, study.id, study.began)
+        self._mirror = Mirror(uri, study.config, study.objective, study.spec, study.id, study.began, images)
         self._lock = threading.Condition()
         self._waiting: dict[int, Trial] = {t.number: t for t in study.ordered() if t.state != "queued"}
         self._taken: dict[int, Trial] = {}
@@ -131,6 +132,8 @@ class MlflowTracker:
                         del self._taken[number]
                     self._progress = time.monotonic()
                 self._mirror.tell_best()
+                self._mirror.send_snapshots()
+                self._progress = time.monotonic()
                 if closing:
                     self._mirror.end(self._pictures, self._over)
                 failures, self._problem = 0, ""
