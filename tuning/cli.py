@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning import analysis_commands, job_commands
+from tuning import analysis_commands, job_commands, window_commands
 
 app = typer.Typer(
     name="latentune",
@@ -290,23 +290,7 @@ def datasets(as_json: AsJson = False) -> None:
         print_datasets()
 
 
-@app.command()
-def ui(
-    runs_dir: RunsDir = RUNS,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow database to show (default the one in runs-dir).")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but loopback opens it to others.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
-) -> None:
-    """Open MLflow's UI on the searches in a folder; Ctrl-C ends it."""
-    from tuning.ui import serve
-
-    raise typer.Exit(serve(runs_dir, tracking_uri, host, port, lambda text: _say(text, markup=False)))
-
-
+window_commands.register(app)
 analysis_commands.register(app)
 job_commands.register(app)
 

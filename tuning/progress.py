@@ -111,25 +111,14 @@ class Lines:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class LiveView:
-    """A view that is redrawn in place: how far, the best, and every running trial."""
+class Picture:
+    """What a view that is redrawn in place shows: how far, the best, and every running trial."""
 
-    def __init__(self, study: SearchStudy, console: Console) -> None:
+    def __init__(self, study: SearchStudy) -> None:
         self._tally = Tally(study)
         self._name = study.config.name
         self._what = f"{study.config.family} on {study.config.data.source}"
         self._max_epochs = study.config.max_epochs
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw, transient=False)
-
-    def __enter__(self) -> None:
-        self._live.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._live.__exit__(None, None, None)
-
-    def trial_changed(self, trial: Trial) -> None:
-        if self._tally.take(trial) and trial.state == "failed":
-            self._live.console.print(f"[red]trial {trial.number} {escape(describe_end(trial))}[/]", soft_wrap=True)
 
     def _draw(self) -> RenderableType:
         tally = self._tally
@@ -173,17 +162,59 @@ class LiveView:
         return table
 
 
+class LiveView(Picture):
+    """The same, in a terminal."""
+
+    def __init__(self, study: SearchStudy, console: Console) -> None:
+        super().__init__(study)
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._draw, transient=False)
+
+    def __enter__(self) -> None:
+        self._live.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def trial_changed(self, trial: Trial) -> None:
+        if self._tally.take(trial) and trial.state == "failed":
+            self._live.console.print(f"[red]trial {trial.number} {escape(describe_end(trial))}[/]", soft_wrap=True)
+
+
+class NotebookView(Picture):
+    """The same, below the cell of a notebook."""
+
+    def __init__(self, study: SearchStudy) -> None:
+        from tuning.notebook import Cell
+
+        super().__init__(study)
+        self._cell = Cell(self._draw)
+
+    def __enter__(self) -> None:
+        self._cell.refresh(now=True)
+
+    def __exit__(self, *error: object) -> None:
+        self._cell.refresh(now=True)
+
+    def trial_changed(self, trial: Trial) -> None:
+        self._tally.take(trial)
+        self._cell.refresh()
+
+
 def make_progress(kind: str, study: SearchStudy) -> View:
-    """The view of that kind; ``auto`` looks at what stderr is.
+    """The view of that kind; ``auto`` looks at what stderr is, and whether this is a notebook.
 
     Raises:
         UserError: unknown kind.
     """
     if kind not in VIEWS:
         raise UserError.of("progress", kind, f"allowed: {', '.join(VIEWS)}")
+    from tuning.notebook import in_notebook
+
     console = Console(stderr=True)
     if kind == "none":
         return NoView()
+    if kind in ("auto", "live") and in_notebook():
+        return NotebookView(study)
     if kind == "live" or (kind == "auto" and console.is_terminal and not console.is_dumb_terminal):
         return LiveView(study, console)
     return Lines(study, console)

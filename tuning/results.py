@@ -11,6 +11,8 @@ from models.errors import UserError
 from models.family import Objective, Record, get_family
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from models.checkpoint import Trained
     from tuning.config import SearchConfig
 
@@ -95,6 +97,11 @@ class Trial:
             raise CheckpointError(f"trial {self.number} ({self.state}) has no checkpoint")
         return load(self.checkpoint, family=get_family(self.family))
 
+    def _repr_html_(self) -> str:
+        from tuning.notebook import trial_html
+
+        return trial_html(self)
+
     def to_json(self) -> dict[str, Any]:
         """The object that ``latentune trials --json`` prints."""
         return {
@@ -165,6 +172,19 @@ class SearchResult:
     def counts(self) -> dict[str, int]:
         """How many trials are in each state that occurs, and ``total``."""
         return {"total": len(self.trials), **Counter(trial.state for trial in self.trials)}
+
+    def table(self) -> pd.DataFrame:
+        """A row for each trial, indexed by its number: ``state``, the objective's best value under its own name,
+        ``epochs``, ``seconds``, a column for each searched field (missing where a trial had none), ``reason``.
+        """
+        from tuning.notebook import table
+
+        return table(self)
+
+    def _repr_html_(self) -> str:
+        from tuning.notebook import result_html
+
+        return result_html(self)
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``latentune search --json`` ends with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,13 +12,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from models.errors import LatentuneError, UserError
-from tuning.config import without_password
+from tuning.config import NAME, without_password
 
 START_S = 120.0
 """MLflow imports for seconds, and a new database is migrated first."""
@@ -28,9 +30,24 @@ SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 
+ALL = "/#/experiments"
 
-def serve(runs_dir: Path, tracking_uri: str | None, host: str, port: int, say: Callable[[str], None]) -> int:
+
+def serve(
+    runs_dir: Path,
+    tracking_uri: str | None,
+    host: str,
+    port: int,
+    say: Callable[[str], None],
+    *,
+    name: str | None = None,
+    browser: bool = False,
+) -> int:
     """Run the server until it ends or Ctrl-C; its exit code.
+
+    Args:
+        say: is told the address once it answers: of the search ``name``, else of all experiments.
+        browser: open it, where there is one.
 
     Raises:
         UserError: nothing is tracked there, the address is a server's, or the port is taken.
@@ -65,7 +82,10 @@ def serve(runs_dir: Path, tracking_uri: str | None, host: str, port: int, say: C
         try:
             url = f"http://{host}:{port}"
             _wait(server, url, log)
-            say(f"MLflow UI: {url}  (Ctrl-C ends it)")
+            shown = url + address_of(url, name)
+            say(f"MLflow UI: {shown}  (Ctrl-C ends it)")
+            if browser:
+                open_browser(shown)
             return server.wait()
         except KeyboardInterrupt:
             return 0
@@ -92,3 +112,42 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: IO[str]) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise LatentuneError(f"the MLflow server did not answer at {url} within {START_S:.0f} s")
+
+
+def address_of(url: str, name: str | None) -> str:
+    """Where a server's pages show a search, or all experiments.
+
+    Raises:
+        UserError: nothing of that search is tracked there.
+    """
+    if name is None:
+        return ALL
+    experiments = _ask(url, "experiments", {"max_results": 1000}).get("experiments", [])
+    ids = [experiment["experiment_id"] for experiment in experiments]
+    asked = {"experiment_ids": ids, "filter": f"attributes.run_name = '{name}'", "max_results": 1}
+    runs = _ask(url, "runs", asked).get("runs", []) if NAME.fullmatch(name) else []
+    if not runs:
+        raise UserError.of("NAME", name, "MLflow knows no search of that name here; leave it out to see all")
+    info = runs[0]["info"]
+    return f"{ALL}/{info['experiment_id']}/runs/{info['run_id']}"
+
+
+def open_browser(url: str) -> None:
+    """Show a page to whoever sits at this machine; nothing in CI, and where there is no screen."""
+    if os.environ.get("CI") or "PYTEST_CURRENT_TEST" in os.environ or not sys.stderr.isatty():
+        return
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return
+    with suppress(webbrowser.Error):
+        webbrowser.open(url)
+
+
+def _ask(url: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(  # noqa: S310 - our own http address
+        f"{url}/api/2.0/mlflow/{what}/search",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        found: dict[str, Any] = json.load(answer)
+    return found
