@@ -105,6 +105,8 @@ class Finetuning(Result):
             told |= {
                 f"{prefix}test_accuracy": run.test.accuracy,
                 f"{prefix}val_accuracy": run.best.metrics["val_accuracy"],
+                f"{prefix}train_loss": run.best.metrics["train_loss"],
+                f"{prefix}val_cross_entropy": run.best.metrics["val_cross_entropy"],
                 f"{prefix}best_epoch": run.best.epoch,
                 f"{prefix}epochs": run.records[-1].epoch,
                 f"{prefix}seconds": run.records[-1].seconds,

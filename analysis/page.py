@@ -76,23 +76,12 @@ def render_report(
         ranges: what was searched: field → range.
         importance: of this search.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("analysis"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
-    parts = {name: files("analysis").joinpath("templates", name).read_text() for name in ("report.css", "report.js")}
     pictures = _pictures(importance)
     room = MOST_BYTES - sum(len(picture.uri) for picture in pictures.values())
     best = search.best
     kept = () if run_dir is None else kept_results(run_dir, None if best is None else best.number, room)
-    html: str = environment.get_template("report.html").render(
+    return fill(
+        "report.html",
         search=search,
         facts=facts,
         best=best,
@@ -105,6 +94,29 @@ def render_report(
         kept=kept,
         names=list(ranges),
         trials=[_row(trial, list(ranges)) for trial in search.trials],
+    )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file, everything in it escaped, with the look of all our pages.
+
+    Args:
+        values: what the template shows, besides style and script.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = shown
+    parts = {name: files("analysis").joinpath("templates", name).read_text() for name in ("report.css", "report.js")}
+    html: str = environment.get_template(template).render(
+        **values,
         # Files of ours, which must not be escaped; their hashes are all that the page's policy lets run.
         style=Markup(parts["report.css"]),  # noqa: S704
         script=Markup(parts["report.js"]),  # noqa: S704

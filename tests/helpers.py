@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +293,7 @@ def workers_of(node: Any) -> list[int]:
 @contextmanager
 def without_ray() -> Iterator[None]:
     """Inside, ``search()`` trains its trials in this process, one after the other, by the function that workers run."""
+    from tuning import ray_tune
 
     def train(driver: Driver, images: TrainingData, reinstall: Callable[[], None]) -> None:
         config, data = driver.study.config, DataOnDevice(images)
@@ -306,4 +307,5 @@ def without_ray() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "_train", train)
+        patch.setattr(ray_tune, "ray_session", lambda config: nullcontext())
         yield

@@ -27,9 +27,18 @@ MAY_IMPORT = {
         "tuning/analysis_commands.py",
         "tuning/champion_model.py",
         "tuning/pictures.py",
+        "tuning/reproduction.py",
+        "tuning/reproduction_page.py",
         "tuning/search_page.py",
+        "tuning/steps.py",
     },
-    "typer": {"tuning/analysis_commands.py", "tuning/cli.py", "tuning/job_commands.py", "tuning/window_commands.py"},
+    "typer": {
+        "tuning/analysis_commands.py",
+        "tuning/cli.py",
+        "tuning/job_commands.py",
+        "tuning/reproduce_command.py",
+        "tuning/window_commands.py",
+    },
 }
 """The files outside of a package that may import it."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning import analysis_commands, job_commands, window_commands
+from tuning import analysis_commands, job_commands, reproduce_command, window_commands
 
 app = typer.Typer(
     name="latentune",
@@ -293,6 +293,7 @@ def datasets(as_json: AsJson = False) -> None:
 window_commands.register(app)
 analysis_commands.register(app)
 job_commands.register(app)
+reproduce_command.register(app)
 
 
 def _say(text: str, *, markup: bool = True) -> None:
