@@ -26,9 +26,11 @@ from models.datasets import TrainingData
 from models.training import DataOnDevice
 from tuning import api
 from tuning.api import load_search
+from tuning.database import stored_address
 from tuning.driver import Driver
 from tuning.results import ENDED, SearchResult, Trial
 from tuning.stopping import make_rule
+from tuning.store import has_study
 from tuning.trial import Assignment, train_trial
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,7 +138,7 @@ def read_json(text: str) -> Any:
 
 def peek(cwd: Path, name: str) -> SearchResult | None:
     """A search as it stands; ``None`` before its study can be read."""
-    if not (cwd / "runs" / name / "study.journal").is_file():
+    if not has_study(cwd / "runs" / name):
         return None
     with suppress(Exception):  # the study is being made
         return load_search(name, cwd / "runs")
@@ -154,7 +156,12 @@ def ended(result: SearchResult | None) -> int:
 
 def open_optuna(result: SearchResult) -> optuna.Study:
     """The study with nothing but Optuna."""
-    return optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(result.config.study_file))))
+    address = stored_address(result.run_dir)
+    if address is None:
+        storage = JournalStorage(JournalFileBackend(str(result.config.study_file)))
+        return optuna.load_study(study_name=None, storage=storage)
+    url = os.environ["LATENTUNE_STUDY_URL"].replace("postgresql://", "postgresql+psycopg://")
+    return optuna.load_study(study_name=address.study, storage=url)
 
 
 def assert_kept(before: Iterable[Trial], after: SearchResult) -> None:
@@ -207,13 +214,19 @@ def assert_told_to_optuna(result: SearchResult) -> None:
             assert frozen.value == trial.value
 
 
-def assert_mirrored(result: SearchResult, uri: str) -> str:
-    """MLflow has one parent run and one run a trial, each with its params, curve, state; returns the parent's id."""
+def assert_mirrored(result: SearchResult, uri: str, *, alone: bool = True) -> str:
+    """MLflow has one parent run and one run a trial, each with its params, curve, state; returns the parent's id.
+
+    Args:
+        alone: it has nothing besides.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
-    (experiment,) = (e for e in client.search_experiments() if e.name != "Default")
-    assert experiment.name == f"{result.config.family} on {result.config.data.source}".replace(":", "-")
+    experiments = [e for e in client.search_experiments() if e.name != "Default"]
+    name = f"{result.config.family} on {result.config.data.source}".replace(":", "-")
+    (experiment,) = experiments if alone else (e for e in experiments if e.name == name)
+    assert experiment.name == name
     search_id = open_optuna(result).user_attrs["id"]
     runs = client.search_runs([experiment.experiment_id], f"tags.`latentune.search` = '{search_id}'")
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)

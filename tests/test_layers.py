@@ -21,7 +21,14 @@ ALL = [path for files in FILES.values() for path in files]
 MAY_IMPORT = {
     "ray": {"tuning/jobs.py", "tuning/ray_tune.py", "tuning/trial.py"},
     "mlflow": {"tuning/champion.py", "tuning/champion_model.py", "tuning/mirror.py", "tuning/mlflow_store.py"},
-    "optuna": {"analysis/anova.py", "tuning/study.py", "tuning/samplers.py"},
+    "optuna": {
+        "analysis/anova.py",
+        "tuning/database.py",
+        "tuning/journal.py",
+        "tuning/samplers.py",
+        "tuning/store.py",  # for types
+        "tuning/study.py",
+    },
     "analysis": {
         "tuning/analysing.py",
         "tuning/analysis_commands.py",
@@ -39,11 +46,16 @@ MAY_IMPORT = {
         "tuning/reproduce_command.py",
         "tuning/window_commands.py",
     },
+    "psycopg": {"tuning/database.py"},
+    "sqlalchemy": {"tuning/database.py"},
 }
 """The files outside of a package that may import it."""
 
 SERVICE = ("ray", "mlflow", "optuna", "tuning")
-SLOW = ("torch", "torchvision", "ray", "mlflow", "optuna", "pandas", "matplotlib", "sklearn", "numpy", "pydantic")
+SLOW = (
+    *("torch", "torchvision", "ray", "mlflow", "optuna", "pandas", "matplotlib", "sklearn", "numpy", "pydantic"),
+    *("fsspec", "psycopg", "sqlalchemy", "upath"),
+)
 
 
 def name_of(path: Path) -> str:

@@ -375,7 +375,7 @@ def test_what_is_no_search(tmp_path: Path, make: Callable[[Path], Any], message:
     path.parent.mkdir()
     make(path)
     with pytest.raises(LatentuneError, match=message):
-        load_study(path)
+        load_study(path.parent)
 
 
 def test_journal_that_cannot_be_written(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def tell_mlflow(
     from tuning.study import load_study, search_id
 
     config, number = search.config, None if trial is None else trial.number
-    return log_analysis(config, search_id(load_study(config.study_file)), number, folder, files, summary)
+    return log_analysis(config, search_id(load_study(config.run_dir)), number, folder, files, summary)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,14 @@ from pydantic import ValidationError
 from models.datasets import DataOptions
 from models.errors import CheckpointError, Problem, ProblemCollector, StorageError, UserError, did_you_mean
 from models.family import get_family
-from tuning.config import SearchConfig, cluster_address, continued, make_config, runs_folder, space_of
-from tuning.lock import is_running, search_lock
+from tuning.config import NAME, SearchConfig, cluster_address, continued, make_config, runs_folder, space_of
 from tuning.results import SearchResult, Trial
+from tuning.store import ADDRESS_FILE, JOURNAL_FILE, has_study, is_running, store_of
 
 if TYPE_CHECKING:
     from models.datasets import TrainingData
     from tuning.driver import Driver, Listener
+    from tuning.study import SearchStudy
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a job's command."""
@@ -69,7 +70,7 @@ def search(
     began = time.perf_counter()
     config, images = _prepare(_together(family, dataset, data_dir, settings))
     config = config.with_lowest_rung(len(images.train.labels))
-    with search_lock(config.run_dir):
+    with store_of(config.run_dir, config.study_url).locked():
         return _run(config, images, progress=progress, pictures=pictures, began=began)
 
 
@@ -94,7 +95,7 @@ def load_search(name: str, runs_dir: str | Path = "runs") -> SearchResult:
 
     config = _stored_config(runs_folder(runs_dir), name)
     family = get_family(config.family)
-    trials = read_trials(load_study(config.study_file), config, family)
+    trials = read_trials(load_study(config.run_dir), config, family)
     idle = not is_running(config.run_dir)
     return SearchResult(
         config, family.objective, tuple(_at_rest(t) if idle else t for t in trials), pictures=_pictures(config)
@@ -126,7 +127,8 @@ def export_best(result: SearchResult, path: Path) -> None:
 
 def list_searches(runs_dir: str | Path = "runs") -> list[str]:
     """Names of the searches in a folder, sorted."""
-    return sorted(path.parent.name for path in runs_folder(runs_dir).glob("*/study.journal"))
+    folder = runs_folder(runs_dir)
+    return sorted({path.parent.name for file in (JOURNAL_FILE, ADDRESS_FILE) for path in folder.glob(f"*/{file}")})
 
 
 def _together(
@@ -160,6 +162,9 @@ def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
         _check_device(known)
     with problems.gather():
         _check_run_dir(known)
+    if known.name:
+        with problems.gather():
+            store_of(known.run_dir, known.study_url)
     if problems.problems and known.name:
         with suppress(OSError):  # it was there before, with something in it
             known.run_dir.rmdir()
@@ -172,7 +177,7 @@ def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
 def _valid_ones(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are valid on their own."""
     valid: dict[str, Any] = {}
-    for name in given.keys() & {"data", "runs_dir", "address", "cpus_per_trial", "gpus_per_trial"}:
+    for name in given.keys() & {"data", "runs_dir", "address", "cpus_per_trial", "gpus_per_trial", "study_url"}:
         with suppress(ValidationError, UserError):
             valid[name] = getattr(SearchConfig.model_validate({"family": "", name: given[name]}), name)
             if name == "runs_dir":
@@ -183,7 +188,7 @@ def _valid_ones(given: Mapping[str, Any]) -> dict[str, Any]:
 def _settle(given: Mapping[str, Any]) -> SearchConfig:
     """The config of this run: a fresh search's, or a stored one's with what was given this time."""
     name, runs_dir = given.get("name"), runs_folder(str(given.get("runs_dir", "runs")))
-    if isinstance(name, str) and name in list_searches(runs_dir):
+    if isinstance(name, str) and NAME.fullmatch(name) and has_study(runs_dir / name):
         stored = _stored_config(runs_dir, name)
         return continued(stored, {**given, "runs_dir": str(runs_dir)})
     config = make_config(given)
@@ -193,10 +198,10 @@ def _settle(given: Mapping[str, Any]) -> SearchConfig:
 def _stored_config(runs_dir: Path, name: str) -> SearchConfig:
     from tuning.study import load_study
 
-    known = list_searches(runs_dir)
-    if name not in known:
+    if not (NAME.fullmatch(name) and has_study(runs_dir / name)):
+        known = list_searches(runs_dir)
         raise UserError.of("NAME", name, f"no such search in {runs_dir}; {did_you_mean(name, known)}")
-    study = load_study(runs_dir / name / "study.journal")
+    study = load_study(runs_dir / name)
     stored = SearchConfig.model_validate(study.user_attrs["config"])
     # The folder may have been moved or copied since.
     return stored.model_copy(update={"runs_dir": runs_dir, "name": name})
@@ -264,13 +269,19 @@ def _check_run_dir(config: SearchConfig) -> None:
 
 
 def _run(config: SearchConfig, images: TrainingData, *, progress: str, pictures: bool, began: float) -> SearchResult:
-    from tuning.driver import Driver
-    from tuning.progress import make_progress
     from tuning.study import open_study
-    from tuning.tracking import Tracker, make_tracker
 
     family = get_family(config.family)
-    study = open_study(config, family, images.spec)
+    with closing(open_study(config, family, images.spec)) as study:
+        return _run_on(study, images, progress=progress, pictures=pictures, began=began)
+
+
+def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures: bool, began: float) -> SearchResult:
+    from tuning.driver import Driver
+    from tuning.progress import make_progress
+    from tuning.tracking import Tracker, make_tracker
+
+    config, family = study.config, study.family
     write_yaml(config)
     deadline = None if config.time_budget is None else time.monotonic() + config.time_budget
     tracker: Tracker = make_tracker(study, images)

@@ -113,6 +113,10 @@ def search(
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 (default float32).")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store or server; none for no tracking.")] = None,
+    study_url: Annotated[
+        str | None,
+        typer.Option(help="PostgreSQL for the study; with a password as $LATENTUNE_STUDY_URL (default in runs-dir)."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
@@ -158,6 +162,7 @@ def search(
         "precision": precision,
         "address": address,
         "tracking_uri": tracking_uri,
+        "study_url": study_url,
     }
     settings |= {key: value for key, value in options.items() if value is not None}
     data = {

@@ -68,6 +68,11 @@ class SearchConfig(BaseModel):
     )
     report_timeout: float | None = Field(None, gt=0, description="seconds without a report after which a trial fails")
     address: str | None = Field(None, description="Ray cluster to use; default a Ray of its own on this machine")
+    study_url: str | None = Field(
+        None,
+        exclude=True,  # the run folder says where a study is, whatever it was called this time
+        description="PostgreSQL database for the study; default $LATENTUNE_STUDY_URL or a journal in the run folder",
+    )
     tracking_uri: str | None = Field(
         None,
         description="MLflow store or server; default $MLFLOW_TRACKING_URI or a file in runs_dir; none for no tracking",
@@ -83,12 +88,26 @@ class SearchConfig(BaseModel):
     @field_validator("tracking_uri")
     @classmethod
     def _no_password(cls, uri: str | None) -> str | None:
-        if uri is not None and re.search(r"://[^/@]*:[^/@]*@", uri):
+        if uri is not None and has_password(uri):
             raise ValueError(
                 "must not hold a password, which would be stored with the search: set MLFLOW_TRACKING_URI, or "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
             )
         return uri
+
+    @field_validator("study_url")
+    @classmethod
+    def _usable_study_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        if has_password(url):
+            raise ValueError(
+                "must not hold a password, which everybody on the machine could read: set LATENTUNE_STUDY_URL in the "
+                "environment"
+            )
+        if problem := study_url_problem(url):
+            raise ValueError(problem)
+        return url
 
     @field_validator("time_budget", "report_timeout", mode="before")
     @classmethod
@@ -103,6 +122,7 @@ class SearchConfig(BaseModel):
 
     @property
     def study_file(self) -> Path:
+        """The study, where it is not in a database."""
         return self.run_dir / "study.journal"
 
     @property
@@ -215,7 +235,7 @@ def make_config(settings: Mapping[str, Any]) -> SearchConfig:
                 problem = Problem(
                     problem.field, problem.value, f"no such setting; {did_you_mean(problem.field, known)}"
                 )
-            if problem.field == "tracking_uri":
+            if problem.field in ("tracking_uri", "study_url"):
                 problem = Problem(problem.field, without_password(str(problem.value)), problem.allowed)
             problems.problems.append(problem)
     if config is not None and config.min_epochs is not None and config.min_epochs > config.max_epochs:
@@ -320,7 +340,20 @@ def without_password(text: str) -> str:
     >>> without_password("no answer from https://me:secret@host/path")
     'no answer from https://host/path'
     """
+    text = re.sub(r"([?&][^=&\s]*password=)[^&\s]*", r"\1***", text)
     return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
+def has_password(url: str) -> bool:
+    """Whether an address holds a password, before the host or among its parameters."""
+    return re.search(r"://[^/@]*:[^/@]*@|[?&][^=&]*password=", url) is not None
+
+
+def study_url_problem(url: str) -> str:
+    """Why a study cannot be kept there; empty where it can."""
+    if re.match(r"postgres(ql)?://", url):
+        return ""
+    return "must be PostgreSQL, as postgresql://HOST:PORT/DATABASE; without it the study is a file in the run folder"
 
 
 def runs_folder(given: str | Path) -> Path:

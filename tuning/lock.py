@@ -47,8 +47,8 @@ def search_lock(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_running(run_dir: Path) -> bool:
-    """Whether some process holds the search now."""
+def is_held(run_dir: Path) -> bool:
+    """Whether some process holds the lock of the search in ``run_dir`` now."""
     lock = FileLock(run_dir / "search.lock")
     try:
         lock.acquire(timeout=0)
@@ -66,6 +66,11 @@ def _describe(owner: Path) -> str:
         return f"process {known['pid']} of {known['user']} on {known['host']}, since {known['since']}"
     except (OSError, ValueError, KeyError):
         return f"by a process that left no name in {owner}"
+
+
+def driver_name() -> str:
+    """This process, as it is shown to whoever wants the same search."""
+    return f"process {os.getpid()} of {_user()} on {socket.gethostname()}"
 
 
 def _user() -> str:

@@ -13,7 +13,6 @@ from models.errors import UserError
 from models.family import get_family
 from models.space import Range
 from tuning.config import SearchConfig, space_of
-from tuning.lock import is_running
 from tuning.progress import better_sign
 from tuning.report import (
     continue_command,
@@ -22,6 +21,7 @@ from tuning.report import (
     training_settings,
 )
 from tuning.results import SearchResult
+from tuning.store import is_running
 
 if TYPE_CHECKING:
     from analysis.importance import Importance, Values
@@ -74,7 +74,7 @@ def facts_of(search: SearchResult) -> Facts:
     from tuning.study import load_study
 
     config = search.config
-    attrs = load_study(config.study_file).user_attrs
+    attrs = load_study(config.run_dir).user_attrs
     data, versions = attrs["data"], attrs.get("versions", {})
     space = space_of(config, get_family(config.family))
     planned = config.trials if config.trials is not None else len(search.trials) if config.sampler == "grid" else 20

@@ -7,8 +7,6 @@ seconds since the search began outside.
 from __future__ import annotations
 
 import json
-import logging
-import os
 import time
 import uuid
 import warnings
@@ -19,18 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from models.datasets import DataSpec
-from models.errors import LatentuneError, StorageError, UserError
+from models.errors import LatentuneError, UserError
 from models.family import Family, Record
 from models.numerics import derive_seed
 from models.space import Choice, Int, Range
 from tuning.config import SearchConfig, space_of
 from tuning.results import State, Trial
 from tuning.samplers import make_sampler
+from tuning.store import NewStudy, Store, store_of
 from tuning.versions import versions
 
 FIDELITY = 1000
@@ -44,7 +41,6 @@ STATES: dict[TrialState, State] = {
     TrialState.FAIL: "failed",
 }
 
-logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
@@ -54,25 +50,31 @@ class SearchStudy:
 
     Attributes:
         config: the search as it was begun, with the means of this run.
+        id: names the search among all others.
+        began: UTC time at which the search was first started.
         trials: every trial by number, kept up to date with what is told here.
     """
 
-    def __init__(self, study: optuna.Study, config: SearchConfig, family: Family[Any], spec: DataSpec) -> None:
+    def __init__(
+        self, study: optuna.Study, store: Store, config: SearchConfig, family: Family[Any], spec: DataSpec
+    ) -> None:
         self.config, self.family, self.objective, self.spec = config, family, family.objective, spec
         self.space = space_of(config, family)
-        self._study = study
+        self._study, self._store = study, store
         self._handles: dict[int, optuna.Trial] = {}
-        self.trials = {trial.number: trial for trial in read_trials(study, config, family)}
+        attrs, self.trials = store.lasting(self._read)
+        self.id = str(attrs["id"])
+        self.began = float(attrs["began"])
         self._left_grid = self._grid_left() if config.sampler == "grid" else None
 
-    @property
-    def id(self) -> str:
-        return search_id(self._study)
+    def _read(self) -> tuple[dict[str, Any], dict[int, Trial]]:
+        self._study.set_user_attr("config", self.config.to_json())
+        trials = read_trials(self._study, self.config, self.family)
+        return self._study.user_attrs, {trial.number: trial for trial in trials}
 
-    @property
-    def began(self) -> float:
-        """UTC time at which the search was first started."""
-        return float(self._study.user_attrs["began"])
+    def close(self) -> None:
+        """Let go of the study."""
+        self._store.close()
 
     def now(self) -> float:
         """Seconds since the search began."""
@@ -100,23 +102,31 @@ class SearchStudy:
         if len([t for t in self.trials.values() if t.state != "queued"]) >= self.total:
             return None
         number = next((t.number for t in self.trials.values() if t.state == "queued"), len(self.trials))
+        queued: dict[str, Any] | None = None
         if number == len(self.trials):
-            queued = (
-                self._next_grid_point()
-                if self._left_grid is not None
-                else self.space.default()
-                if number == 0
-                else None
-            )
-            if queued is not None:
-                self._study.enqueue_trial(queued)
+            if self._left_grid is not None:
+                queued = self._next_grid_point()
+            elif number == 0:
+                queued = self.space.default()
+        return self._store.lasting(lambda: self._begin(self._ask(number, queued)))
+
+    def _ask(self, number: int, queued: dict[str, Any] | None) -> optuna.Trial:
+        """The new trial of that number; the one that an attempt before this made, before the connection was lost."""
         self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
+        there = self._study.get_trials(deepcopy=False)[number:]
+        if there and there[0].state == TrialState.RUNNING:
+            return optuna.Trial(self._study, there[0]._trial_id)
+        if queued is not None and not there:
+            self._study.enqueue_trial(queued)
         handle = self._study.ask()
         assert handle.number == number, "another process adds trials to this study"
-        return self._begin(handle)
+        return handle
 
     def resume(self, number: int) -> Trial:
         """An unfinished trial, to go on. What a crash left unproposed or half reported is completed now."""
+        return self._store.lasting(lambda: self._resume(number))
+
+    def _resume(self, number: int) -> Trial:
         frozen = self._study.get_trials(deepcopy=False)[number]
         self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
         trial = self._begin(optuna.Trial(self._study, frozen._trial_id))
@@ -133,11 +143,15 @@ class SearchStudy:
             return False
         now = self.now()
         handle = self._handles[number]
-        # The record first: a value without its record would be taken for one that is known.
-        handle.set_user_attr(f"record:{len(trial.records):06d}", {**record.to_json(), "at": now})
         value = record.metrics.get(self.objective.metric)
-        if value is not None:
-            handle.report(value, _steps((*trial.records, record))[-1])
+
+        def keep() -> None:
+            # The record first: a value without its record would be taken for one that is known.
+            handle.set_user_attr(f"record:{len(trial.records):06d}", {**record.to_json(), "at": now})
+            if value is not None:
+                handle.report(value, _steps((*trial.records, record))[-1])
+
+        self._store.lasting(keep)
         self.trials[number] = replace(trial, records=(*trial.records, record), times=(*trial.times, now))
         return True
 
@@ -188,11 +202,18 @@ class SearchStudy:
 
     def _end(self, number: int, state: State, reason: str | None, told: TrialState, value: float | None = None) -> None:
         now = time.time()
-        handle = self._handles.pop(number)
-        if reason is not None:
-            handle.set_user_attr("reason", reason)
-        handle.set_user_attr("finished", now)
-        self._study.tell(handle, value, told)
+        handle = self._handles[number]
+
+        def tell() -> None:
+            # Only an attempt before this can have ended it: its answer was lost with the connection.
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                if reason is not None:
+                    handle.set_user_attr("reason", reason)
+                handle.set_user_attr("finished", now)
+                self._study.tell(handle, value, told)
+
+        self._store.lasting(tell)
+        del self._handles[number]
         path = self.checkpoint_path(number)
         self.trials[number] = replace(
             self.trials[number],
@@ -215,21 +236,23 @@ class SearchStudy:
 
 
 def open_study(config: SearchConfig, family: Family[Any], spec: DataSpec) -> SearchStudy:
-    """The study of a search, created where there is none. The caller holds the search's lock.
+    """The study of a search, created where there is none. The caller holds the search's lock, and closes it.
 
     Raises:
         UserError: the images are not those that the search was begun with.
-        StorageError: the journal cannot be read or written.
+        SearchLockedError: another process runs the search.
+        StorageError: the study cannot be read or written.
     """
-    path = config.study_file
+    store = store_of(config.run_dir, config.study_url)
+    attrs = {
+        "began": time.time(),
+        "data": spec.model_dump(mode="json"),
+        "id": uuid.uuid4().hex,
+        "versions": versions(),
+        "config": config.to_json(),
+    }
+    study = store.open(NewStudy(config.name, "minimize" if family.objective.mode == "min" else "maximize", attrs))
     try:
-        # Only the search's driver writes, and we are it: a lock left behind by a killed one would cost 30 seconds.
-        with suppress(FileNotFoundError):
-            Path(f"{path}.lock").unlink()
-        _cut_partial_line(path)
-        if not path.exists():
-            _create_study(path, config, family, spec)
-        study = optuna.load_study(storage=_storage(path), study_name=None)
         begun_with = study.user_attrs["data"]["fingerprint"]
         if begun_with != spec.fingerprint:
             raise UserError.of(
@@ -237,28 +260,10 @@ def open_study(config: SearchConfig, family: Family[Any], spec: DataSpec) -> Sea
                 f"{spec.source} ({spec.fingerprint[:12]})",
                 f"the search {config.name!r} was begun with other images ({begun_with[:12]}); choose another name",
             )
-        study.set_user_attr("config", config.to_json())
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    return SearchStudy(study, config, family, spec)
-
-
-def _create_study(path: Path, config: SearchConfig, family: Family[Any], spec: DataSpec) -> None:
-    """Make the journal of a new search. It appears whole: half of one could be neither read nor continued."""
-    draft = path.with_suffix(".new")
-    for left in (draft, Path(f"{draft}.lock")):
-        left.unlink(missing_ok=True)
-    study = optuna.create_study(
-        storage=_storage(draft),
-        study_name=config.name,
-        direction="minimize" if family.objective.mode == "min" else "maximize",
-    )
-    study.set_user_attr("began", time.time())
-    study.set_user_attr("data", spec.model_dump(mode="json"))
-    study.set_user_attr("id", uuid.uuid4().hex)
-    study.set_user_attr("versions", versions())
-    study.set_user_attr("config", config.to_json())
-    draft.replace(path)
+        return SearchStudy(study, store, config, family, spec)
+    except BaseException:
+        store.close()
+        raise
 
 
 def search_id(study: optuna.Study) -> str:
@@ -266,21 +271,16 @@ def search_id(study: optuna.Study) -> str:
     return str(study.user_attrs["id"])
 
 
-def load_study(path: Path) -> optuna.Study:
-    """The study in a journal file, for reading.
+def load_study(run_dir: Path) -> optuna.Study:
+    """The study of the search in a folder, for reading.
 
     Raises:
         LatentuneError: there is none, or it is not a study of ours.
     """
-    if not path.is_file() or path.stat().st_size == 0:
-        raise LatentuneError(f"{path.parent} holds no search")
-    try:
-        storage = _storage(path)
-        study = optuna.load_study(storage=storage, study_name=None)
-    except (OSError, ValueError, KeyError) as error:
-        raise LatentuneError(f"{path} cannot be read as a study: {error}") from error
+    store = store_of(run_dir)
+    study = store.load()
     if "config" not in study.user_attrs:
-        raise LatentuneError(f"{path} holds a study that latentune did not make")
+        raise LatentuneError(f"{store.shown} holds a study that latentune did not make")
     return study
 
 
@@ -337,10 +337,6 @@ def _suggest(handle: optuna.Trial, name: str, known: Range) -> Any:
     return handle.suggest_float(name, known.low, known.high, log=known.log, step=known.step)
 
 
-def _storage(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path)))
-
-
 def _steps(records: Sequence[Record]) -> list[int]:
     """Optuna's step of each report. The second of two within a thousandth of an epoch takes the next one."""
     steps: list[int] = []
@@ -351,16 +347,3 @@ def _steps(records: Sequence[Record]) -> list[int]:
 
 def _key(params: dict[str, Any]) -> str:
     return json.dumps(params, sort_keys=True)
-
-
-def _cut_partial_line(path: Path) -> None:
-    """Drop a last line that a full disk or a power cut left unfinished: nothing behind it could be read any more."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        logger.warning("%s: dropped %d bytes of an unfinished entry at its end", path, len(content) - end)
-        with path.open("r+b") as file:
-            file.truncate(end)
-            os.fsync(file.fileno())
