@@ -53,6 +53,8 @@ FULL: dict[str, Any] = {
     "sampler": "random",
     "scheduler": "hyperband",
     "time_budget": "1h30m",
+    "report_timeout": 600.0,
+    "max_failures": 5,
     "cpus_per_trial": 2,
     "gpus_per_trial": 0.5,
     "max_concurrent": 3,
