@@ -114,8 +114,8 @@ class AdversarialFamily(Family[ConfigT]):
         assert isinstance(config, AdversarialConfig)
         assert isinstance(network, Adversaries)
         generator, discriminator, betas = network.generator, network.discriminator, (config.beta1, 0.999)
-        g_optimizer = torch.optim.Adam(generator.parameters(), config.lr, betas)
-        d_optimizer = torch.optim.Adam(discriminator.parameters(), config.lr * config.lr_ratio, betas)
+        g_optimizer = torch.optim.Adam(generator.parameters(), config.lr, betas, fused=True)
+        d_optimizer = torch.optim.Adam(discriminator.parameters(), config.lr * config.lr_ratio, betas, fused=True)
 
         def d_loss(batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
             with torch.no_grad():

@@ -31,11 +31,15 @@ class OptimizerConfig(FamilyConfig):
 def make_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 ) -> torch.optim.Optimizer:
-    """The optimizer that ``config`` describes, over ``parameters`` or groups of them as torch takes them."""
+    """The optimizer that ``config`` describes, over ``parameters`` or groups of them as torch takes them.
+
+    Fused, which means one kernel for all parameters instead of a dozen each, where torch has the rule so.
+    """
     parameters = cast("list[nn.Parameter]", list(parameters))
+    lr, decay = config.lr, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(parameters, lr, momentum=config.momentum, weight_decay=decay, fused=True)
     if config.optimizer == "adamax":
-        return torch.optim.Adamax(parameters, config.lr, weight_decay=config.weight_decay)
+        return torch.optim.Adamax(parameters, lr, weight_decay=decay)
     rule = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return rule(parameters, config.lr, weight_decay=config.weight_decay)
+    return rule(parameters, lr, weight_decay=decay, fused=True)

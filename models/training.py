@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models.datasets import DataSpec, ImageSet, TrainingData
 from models.errors import NonFiniteError
 from models.family import Batch, Family, FamilyConfig, Phase, Record
-from models.numerics import Numerics, RandomStream, derive_seed
+from models.numerics import Numerics, RandomStream, derive_seed, placed
 
 VALIDATION_BATCH = 512
 """Images a validation step. The same for every config, so that it cannot change a trial's rank."""
@@ -61,13 +61,17 @@ class ImagesOnDevice:
             # other ones after a way through Ray.
             self.images = torch.from_numpy(images.images).reshape(-1).view(images.images.shape).to(device)
             self.labels = torch.from_numpy(images.labels).to(device)
+        self._rows = self.images.view(len(self.labels), -1)  # copied row by row: a third of the time of four dimensions
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, index: Tensor | slice) -> Batch:
-        """Float images in [0, 1] and labels at ``index``."""
-        return Batch(self.images[index].float().div_(255), self.labels[index].clone())
+        """Float images in [0, 1] and labels at ``index``, copies of their own."""
+        if isinstance(index, slice):
+            return Batch(torch.div(self.images[index], 255), self.labels[index].clone())
+        rows = torch.div(self._rows.index_select(0, index), 255)
+        return Batch(rows.view(-1, *self.images.shape[1:]), self.labels.index_select(0, index))
 
 
 class DataOnDevice:
@@ -181,7 +185,7 @@ def start(
         network = family.build(config, data.spec)
         if state is None:
             family.initialise(config, network)
-        network = network.to(data.device)
+        network = placed(network, data.device)
         phases = family.phases(config, network)
     training = Training(family, config, data, budget, seed, numerics, network, phases, random)
     if state is not None:

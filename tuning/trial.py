@@ -18,6 +18,7 @@ from models import checkpoint
 from models.datasets import TrainingData
 from models.errors import CheckpointError, LatentuneError, StorageError, TrainingFailedError, UserError
 from models.family import Record, get_family
+from models.memory import keep_freed_memory
 from models.numerics import Numerics
 from models.training import Budget, DataOnDevice, Training, fit, start
 from tuning.driver import Message
@@ -119,6 +120,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     """Ray Tune's side of :func:`train_trial`; an actor keeps process and data from one trial to the next."""
 
     def setup(self, config: dict[str, Any], assignment: Assignment, data: TrainingData) -> None:
+        keep_freed_memory()
         self._assignment = assignment
         self._data = DataOnDevice(data, assignment.numerics.device)
         self._messages: Iterator[Message] = iter(())
