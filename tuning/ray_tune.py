@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -200,7 +201,8 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
                 if address is None:
                     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a search beside other work
                     # By default `init` would join whatever cluster somebody has started on this machine.
-                    ray.init(address="local", include_dashboard=False, **options)
+                    with _on_loopback():
+                        ray.init(address="local", include_dashboard=False, **options)
                 else:
                     ray.init(address=address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -369,6 +371,21 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> No
         ).fit()
     if driver.error is not None:
         raise driver.error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts inside listens on loopback alone; it would on every address of the machine.
+
+    Ray does so by itself on Windows and macOS, by this setting, which it has read when it was imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with _environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):  # for the processes that it starts
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
