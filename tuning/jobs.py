@@ -11,10 +11,12 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from models.errors import LatentuneError, UserError, did_you_mean
@@ -95,8 +97,15 @@ class Cluster:
         """
         self.address = address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
         try:
-            self._client = JobSubmissionClient(self.address)
-        except Exception as error:  # no route, no server, no token, a page of something else
+            self._client = JobSubmissionClient(self.address, headers=_headers())
+        except AuthenticationError as error:
+            raise UserError.of(
+                "--address",
+                self.address,
+                f"{error.message.splitlines()[0]}; the cluster's token stands in ~/.ray/auth_token of whoever started "
+                "it and of its head (ray get-auth-token prints it): put it into that file here, or into RAY_AUTH_TOKEN",
+            ) from error
+        except Exception as error:  # no route, no server, a page of something else
             hint = "; is the cluster up, and its port forwarded (ray dashboard cluster.yaml)?"
             raise UserError.of("--address", self.address, f"no Ray dashboard answers there ({error}){hint}") from error
 
@@ -183,6 +192,18 @@ class Cluster:
         except (RuntimeError, OSError) as error:
             told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise LatentuneError(f"the cluster at {self.address} refused: {told}") from error
+
+
+def _headers() -> dict[str, str]:
+    """How to show oneself: by the token, from where Ray looks for one; it sends none unless its mode is "token"."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if not token:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        with suppress(OSError):
+            token = path.read_text().strip()
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def upload_size(folder: Path) -> int:
