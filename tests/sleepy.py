@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,8 +34,8 @@ class SleepyConfig(FamilyConfig):
     latent_dim: Annotated[int, Choice(2, 4)] = Field(2, ge=1, description="size of the code")
     lr: Annotated[float, Float(1e-3, 10.0, log=True)] = Field(1.0, gt=0, description="learning rate")
     seconds: float = Field(0.0, ge=0, description="slept at every step")
-    trouble: Literal["none", "not_a_number", "minus_infinity", "raise", "kill", "memory", "hang"] = Field(
-        "none", description="what goes wrong"
+    trouble: Literal["none", "not_a_number", "minus_infinity", "raise", "kill", "kill_between", "memory", "hang"] = (
+        Field("none", description="what goes wrong")
     )
     marker: str = Field("", description="file made at a kill, so that there is no other")
 
@@ -80,6 +80,11 @@ class Sleepy(Family[SleepyConfig]):
                 with suppress(OSError):
                     Path(config.marker).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            if config.trouble == "kill_between" and steps == TROUBLE_AT_STEP and not Path(config.marker).exists():
+                Path(config.marker).touch()
+                # Once the worker is given its next trial.
+                worker: Any = sys.modules["tuning.trial"]
+                worker.train_trial = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             if config.trouble == "hang" and steps == TROUBLE_AT_STEP:
                 time.sleep(3600)
             if config.trouble == "memory" and steps == TROUBLE_AT_STEP:

@@ -50,7 +50,8 @@ def places(cwd: Path, address: str) -> tuple[str, ...]:
 def test_a_lost_node_costs_no_trial_and_a_new_one_is_used(tmp_path: Path, cluster: Any) -> None:
     head, second = cluster.list_all_nodes()
     uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
-    words = ("search", SLEEPY, "--dataset", "digits", "--trials", "12", "--scheduler", "none", *SMALL)
+    # A lost node is not counted as a failure of the trials that were on it.
+    words = ("search", SLEEPY, "--trials", "12", "--scheduler", "none", "--max-failures", "0", *SMALL)
     places_ = (*places(tmp_path, cluster.address), "--tracking-uri", uri)
     with running(*words, *places_, "--set", "seconds=0.4", cwd=tmp_path, env=with_test_families()) as driver:
 
@@ -123,6 +124,15 @@ def test_the_times_that_a_trial_is_begun_again_can_be_set(tmp_path: Path, monkey
     (trial,) = load_search("it", tmp_path / "runs").trials
     assert trial.state == "failed"
     assert (trial.reason or "").startswith("its worker died 2 times")
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_between_two_trials_costs_neither(tmp_path: Path) -> None:
+    words = ("search", SLEEPY, "--name", "it", "--tracking-uri", "none", "--trials", "3", "--max-concurrent", "1")
+    options = ("--set", "trouble=kill_between", "--set", f"marker={tmp_path / 'killed'}", "--max-failures", "1")
+    run(*words, *options, "--max-epochs", "2", "--train-images", "96", cwd=tmp_path, env=with_test_families())
+    assert (tmp_path / "killed").exists()
+    assert set(states(load_search("it", tmp_path / "runs"))) <= {"complete", "pruned"}
 
 
 def test_without_memory_a_trial_fails_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

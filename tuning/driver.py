@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -59,6 +60,7 @@ class Driver:
         self._rule = make_rule(study.config, study.objective, study.trials.values(), self._overdue)
         self._unfinished = study.unfinished()
         self._live: set[int] = set()
+        self._deaths: Counter[int] = Counter()
         self.signal: int | None = None
         self.error: Exception | None = None
 
@@ -96,6 +98,11 @@ class Driver:
     def full(self) -> bool:
         """Whether as many trials are live as may be."""
         return len(self._live) >= self.max_concurrent
+
+    @property
+    def waiting(self) -> bool:
+        """Whether live trials are awaited, one of which may have to be begun again."""
+        return bool(self._live) and not self.stopping
 
     def next_trial(self) -> Trial | None:
         """The next trial to run, first those that an earlier run left; ``None`` where there are no more."""
@@ -137,8 +144,23 @@ class Driver:
         self._tell(number)
         return ended
 
-    def lost(self, number: int, reason: str) -> None:
-        """A trial's worker died for good."""
+    def lost(self, number: int, reason: str, *, counts: bool = True) -> None:
+        """A trial's worker died. It goes on from its checkpoint with another one, unless that happened too often.
+
+        Args:
+            counts: whether the trial may be to blame; it is not where a whole node was lost.
+        """
+        if number not in self._live or self.stopping:
+            return
+        self._deaths[number] += counts
+        if self._deaths[number] > self.study.config.max_failures:
+            self.give_up(number, f"its worker died {self._deaths[number]} times: {reason}")
+        else:
+            self._live.discard(number)
+            self._unfinished.append(self.study.trials[number])
+
+    def give_up(self, number: int, reason: str) -> None:
+        """Fail a live trial; whatever its worker still sends is not heard."""
         if number in self._live and not self.stopping:
             self._live.discard(number)
             self.study.fail(number, reason)

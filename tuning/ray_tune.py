@@ -41,6 +41,9 @@ LOOK_AT_CLUSTER_S = 5.0
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|running low on memory")
 """How Ray says that its memory monitor ended a worker. Of every other death it says that it *may* have been memory."""
 
+NODE_LOST = "its node has died"
+"""How Ray says that a worker died because all of its node did."""
+
 PROBE_SECONDS = 60.0
 """How long a node may take to say whether it sees a file."""
 
@@ -70,6 +73,8 @@ class TuneSearcher(Searcher):  # type: ignore[misc]
             if trial is not None:
                 path = self._driver.study.checkpoint_path(trial.number)
                 return {"number": trial.number, "config": trial.config, "seed": trial.seed, "checkpoint": str(path)}
+            if self._driver.waiting:
+                return None
         return str(Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -104,9 +109,10 @@ class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
 
 
 class TuneCallback(Callback):  # type: ignore[misc]
-    """Looks after what no report tells of: workers that died for good or hang, nodes that came or went.
+    """Looks after what no report tells of: workers that died or hang, nodes that came or went.
 
-    A scheduler would hear of every death of a worker, also before a new start.
+    A trial whose worker died is a failed one to Ray Tune, and the driver gives it to the searcher again. Ray's own
+    retries count a death between two trials, in :meth:`TrialActor.reset_config`, twice, and give the next trial up.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -143,8 +149,7 @@ class TuneCallback(Callback):  # type: ignore[misc]
     def _give_up(self, trial: Any, reason: str) -> None:
         """Fail a trial and end its worker, which may hang where no exception reaches it."""
         del self._heard[trial]
-        self._driver.lost(trial.config["number"], reason)
-        trial.max_failures = 0  # Ray Tune must not begin it again
+        self._driver.give_up(trial.config["number"], reason)
         actor = trial.temporary_state.ray_actor
         if actor is not None:
             ray.kill(actor)
@@ -155,8 +160,9 @@ class TuneCallback(Callback):  # type: ignore[misc]
             # All failures so far, each under a line of its own. What the trial gives by itself is not written yet.
             error = Path(trial.error_file).read_text().rpartition("Failure # ")[2].partition("\n")[2]
             reason = " ".join(error.split())[:300] or "no reason given"
-            what = "out of memory: its worker was ended" if OUT_OF_MEMORY.search(error) else "its worker died"
-            self._driver.lost(trial.config["number"], f"{what} {trial.num_failures} times: {reason}")
+            if OUT_OF_MEMORY.search(error):
+                reason = f"out of memory: {reason}"
+            self._driver.lost(trial.config["number"], reason, counts=NODE_LOST not in error)
 
 
 class TuneStopper(Stopper):  # type: ignore[misc]
@@ -366,7 +372,6 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> No
                 stop=TuneStopper(driver),
                 verbose=0,
                 callbacks=[TuneCallback(driver)],
-                failure_config=tune.FailureConfig(max_failures=config.max_failures),
             ),
         ).fit()
     if driver.error is not None:
