@@ -34,9 +34,9 @@ class SleepyConfig(FamilyConfig):
     latent_dim: Annotated[int, Choice(2, 4)] = Field(2, ge=1, description="size of the code")
     lr: Annotated[float, Float(1e-3, 10.0, log=True)] = Field(1.0, gt=0, description="learning rate")
     seconds: float = Field(0.0, ge=0, description="slept at every step")
-    trouble: Literal["none", "not_a_number", "minus_infinity", "raise", "kill", "kill_between", "memory", "hang"] = (
-        Field("none", description="what goes wrong")
-    )
+    trouble: Literal[
+        "none", "not_a_number", "minus_infinity", "raise", "kill", "kill_between", "memory", "devour", "hang"
+    ] = Field("none", description="what goes wrong")
     marker: str = Field("", description="file made at a kill, so that there is no other")
 
 
@@ -87,6 +87,10 @@ class Sleepy(Family[SleepyConfig]):
                 worker.train_trial = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             if config.trouble == "hang" and steps == TROUBLE_AT_STEP:
                 time.sleep(3600)
+            if config.trouble == "devour" and steps == TROUBLE_AT_STEP:
+                devoured = torch.ones(3 * 2**30, dtype=torch.uint8)
+                time.sleep(60)
+                del devoured
             if config.trouble == "memory" and steps == TROUBLE_AT_STEP:
                 torch.empty(2**46, dtype=torch.uint8, device=batch.images.device)
             seen = batch.images

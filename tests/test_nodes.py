@@ -135,6 +135,25 @@ def test_a_worker_that_dies_between_two_trials_costs_neither(tmp_path: Path) -> 
     assert set(states(load_search("it", tmp_path / "runs"))) <= {"complete", "pruned"}
 
 
+@pytest.mark.slow
+def test_a_worker_that_ray_ends_for_memory_fails_its_trial_alone(tmp_path: Path) -> None:
+    """By a real memory monitor, with a limit a little above what the machine uses now."""
+    from ray._common.utils import get_system_memory
+    from ray._private.utils import get_used_memory
+
+    used, there = get_used_memory(), get_system_memory()
+    if there - used < 6 * 2**30:
+        pytest.skip("needs 6 GiB of free memory")
+    env = {**with_test_families(), "RAY_memory_usage_threshold": f"{(used + 2 * 2**30) / there:.4f}"}
+    words = ("search", SLEEPY, "--name", "it", "--tracking-uri", "none", "--trials", "1", "--max-failures", "1")
+    options = ("--set", "trouble=devour", "--max-epochs", "2", "--train-images", "96", "--max-concurrent", "1")
+    done = run(*words, *options, cwd=tmp_path, env=env, code=1)
+    assert "Traceback" not in done.stderr
+    (trial,) = load_search("it", tmp_path / "runs").trials
+    assert trial.state == "failed"
+    assert (trial.reason or "").startswith("its worker died 2 times: out of memory: ")
+
+
 def test_without_memory_a_trial_fails_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from helpers import without_ray
 

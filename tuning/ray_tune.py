@@ -359,6 +359,7 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> No
     with (
         _environment(TUNE_SETTINGS),
         _quiet(),
+        _memory_kills_are_deaths(),
         tempfile.TemporaryDirectory(prefix="latentune-") as scratch,
     ):
         tune.Tuner(
@@ -391,6 +392,26 @@ def _on_loopback() -> Iterator[None]:
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _memory_kills_are_deaths() -> Iterator[None]:
+    """Let Ray Tune see a worker that Ray's memory monitor ended as one that died.
+
+    Ray has an error of its own for it, which is no RayActorError: on any such error Ray Tune raises a RuntimeError and
+    all of the run ends.
+    """
+    from ray.air.execution._internal import actor_manager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.tune.execution import tune_controller
+
+    for module in (actor_manager, tune_controller):  # which use the name in `isinstance` alone
+        module.RayActorError = (RayActorError, OutOfMemoryError)
+    try:
+        yield
+    finally:
+        for module in (actor_manager, tune_controller):
+            module.RayActorError = RayActorError
 
 
 @contextmanager
