@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ class Compared:
 
     Args:
         published, ours: numbers or words; ``None`` where there is none.
-        difference: ours - published, of numbers.
+        difference: ours - published, of numbers that can be compared.
         tolerance: in the published number's unit.
         why: for what is missing, worse or not comparable.
         done: the step that gave our value.
+        seconds: that step took, with those that it works on.
     """
 
     row: Row
@@ -38,6 +39,7 @@ class Compared:
     verdict: Verdict
     why: str
     done: Done | None
+    seconds: float = 0.0
 
     @property
     def reached(self) -> bool:
@@ -50,7 +52,8 @@ def compare_rows(found: Reproduction) -> list[Compared]:
     summaries = {name: done.summary for name, done in found.steps.items() if not done.problem}
     compared = [_compare(row, summaries, found.steps) for row in found.experiment.rows]
     by_id = {each.row.id: each for each in compared if each.row.id}
-    return [_in_order(each, [by_id[i] for i in each.row.order]) if each.row.order else each for each in compared]
+    whole = [_in_order(each, [by_id[i] for i in each.row.order]) if each.row.order else each for each in compared]
+    return [each if each.done is None else replace(each, seconds=found.seconds_of(each.done.name)) for each in whole]
 
 
 def count_verdicts(rows: Sequence[Compared]) -> dict[str, int]:
@@ -93,7 +96,7 @@ def _compare(row: Row, summaries: Mapping[str, Any], steps: Mapping[str, Done]) 
 def _numbers(row: Row, published: float, ours: float, done: Done | None) -> Compared:
     difference = ours - published
     if row.better == "none":
-        return Compared(row, published, ours, difference, None, "not comparable", row.note, done)
+        return Compared(row, published, ours, None, None, "not comparable", row.note, done)
     tolerance = TOLERANCE * abs(published) if row.tolerance is None else row.tolerance
     if not math.isfinite(ours):
         return Compared(row, published, ours, None, tolerance, "missing", "our value is not finite", done)

@@ -92,6 +92,15 @@ class Reproduction:
         """All steps together, those done earlier too."""
         return sum(done.seconds for done in self.steps.values())
 
+    def seconds_of(self, name: str) -> float:
+        """A step, and those that it works on."""
+        needed, found = [name], set[str]()
+        while needed:
+            if (one := needed.pop()) not in found:
+                found.add(one)
+                needed += self.experiment.steps[one].sources
+        return sum(self.steps[one].seconds for one in found)
+
 
 @dataclass(frozen=True)
 class Means:

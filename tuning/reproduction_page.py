@@ -116,16 +116,16 @@ def render_table(found: Reproduction, rows: Sequence[Compared]) -> str:
         f"{_plain(experiment.report)}. {_plain(experiment.about)}".strip(),
         "",
         f"Budget `{found.budget}`, seed {found.seed}, {duration(found.seconds)} in {len(found.steps)} steps: {counts}. "
-        f"Written by `latentune reproduce {found.name} --budget {found.budget}`; ↑ and ↓ say which way is better, and "
-        "a difference up to the tolerance counts as the same.",
+        f"Written by `latentune reproduce {found.name} --budget {found.budget}`; ↑ and ↓ say which way is better, a "
+        "difference up to the tolerance counts as the same. The time beside a step includes what it works on.",
     ]
     for where, part in groupby(rows, key=lambda row: row.row.where):
         lines += [
             "",
             f"## {_plain(where)}",
             "",
-            "| what | published | ours | difference | verdict | tolerance | from step | why |",
-            "|---|--:|--:|--:|---|--:|---|---|",
+            "| what | published | ours | verdict | difference | tolerance | from step | why |",
+            "|---|--:|--:|---|--:|--:|---|---|",
         ]
         lines += ["| " + " | ".join(map(_plain, _cells(row).values())) + " |" for row in part]
     lines += ["", "## Steps", "", "| step | kind | seconds | with | less than at full |", "|---|---|--:|---|---|"]
@@ -153,12 +153,12 @@ def _cells(row: Compared) -> dict[str, str]:
     unit, wanted = row.row.unit, row.row
     return {
         "what": wanted.what + ARROWS[wanted.better],
-        "published": value_text(row.published, wanted),
+        "published": value_text(row.published, wanted, printed=True),
         "ours": value_text(row.ours, wanted),
-        "difference": "" if row.difference is None else _signed(row.difference, unit, wanted.number),
         "verdict": row.verdict,
-        "tolerance": "" if row.tolerance is None else f"± {_number(row.tolerance, unit, None)}",
-        "step": "" if row.done is None else f"{row.done.name}, {duration(row.done.seconds)}",
+        "difference": "" if row.difference is None else _signed(row.difference, unit),
+        "tolerance": "" if row.tolerance is None else f"± {_number(row.tolerance, unit)}",
+        "step": "" if row.done is None else f"{row.done.name}, {duration(row.seconds)}",
         "why": row.why,
     }
 
@@ -178,29 +178,28 @@ def _told(row: Compared) -> dict[str, Any]:
     }
 
 
-def value_text(value: Any, row: Row) -> str:
-    """A value with the row's unit: as precise as what is published, or four digits."""
+def value_text(value: Any, row: Row, *, printed: bool = False) -> str:
+    """A value with the row's unit: what is ``printed`` digit by digit, ours with five of them."""
     if value is None:
         return "–"
     if isinstance(value, list):
         return ", ".join(value_text(item, row) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return _number(float(value), row.unit, row.number)
+    return _number(float(value), row.unit, 8 if printed and row.published_over is None else 5)
 
 
-def _number(value: float, unit: str, like: float | None) -> str:
-    """Of per cent two decimals; else so many digits that a value of the size of ``like`` shows four."""
-    if unit == "%":
-        return f"{100 * value:.2f} %"
+def _number(value: float, unit: str, digits: int = 4) -> str:
     if not math.isfinite(value):
         return "–"
-    text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-    return f"{text} {unit}".strip() if unit != "×" else f"{text}×"
+    if unit == "%":
+        return f"{100 * value:.2f} %"
+    text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}g}"
+    return f"{text}{unit}" if unit == "×" else f"{text} {unit}".strip()
 
 
-def _signed(value: float, unit: str, like: float | None) -> str:
-    text = _number(abs(value), "" if unit == "×" else unit, like)
+def _signed(value: float, unit: str) -> str:
+    text = _number(abs(value), "" if unit == "×" else unit)
     return f"{'−' if value < 0 else '+'}{text}"
 
 
