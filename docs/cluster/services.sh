@@ -19,6 +19,7 @@ secret() { # NAME: the one that was made before, or a new one
 }
 as_postgres() { sudo -u postgres psql --quiet --no-align --tuples-only --set ON_ERROR_STOP=1 "$@"; }
 
+python -c 'import flask_wtf' 2> /dev/null || python -m pip install --quiet 'mlflow[auth]' # for the password
 if ! command -v psql > /dev/null || ! command -v pg_ctlcluster > /dev/null; then
     sudo apt-get update -qq && sudo DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql
 fi
@@ -61,12 +62,13 @@ if ! curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health"; th
         MLFLOW_DISABLE_TELEMETRY=true \
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
         MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false \
-        nohup mlflow server --app-name basic-auth --host 127.0.0.1 --port "$port" --workers 1 \
+        nohup python -m mlflow server --app-name basic-auth --host 127.0.0.1 --port "$port" --workers 1 \
         --allowed-hosts "127.0.0.1:$port,localhost:$port" \
         --artifacts-destination "${LATENTUNE_RUNS_DIR%/}/mlartifacts" \
         > "$settings/mlflow.log" 2>&1 < /dev/null &
     for _ in $(seq 240); do
         curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health" && exit 0
+        kill -0 $! 2> /dev/null || break
         sleep 0.5
     done
     tail -n 5 "$settings/mlflow.log" >&2
