@@ -106,12 +106,12 @@ def test_a_trial_that_hangs_is_given_up_and_the_search_goes_on(tmp_path: Path, m
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     words = ("search", SLEEPY, "--dataset", "digits", "--name", "it", "--tracking-uri", "none", "--trials", "3")
     options = ("--space", "trouble=none,hang", "--sampler", "grid", "--set", "kind=plain", "--set", "latent_dim=2")
-    more = ("--set", "lr=1", "--scheduler", "none", "--max-concurrent", "1", "--report-timeout", "5s")
+    more = ("--set", "lr=1", "--scheduler", "none", "--max-concurrent", "1", "--report-timeout", "30s")
     run(*words, *options, *more, "--max-epochs", "2", "--train-images", "96", cwd=tmp_path, env=with_test_families())
     trials = load_search("it", tmp_path / "runs").trials
     assert {trial.config["trouble"]: trial.state for trial in trials} == {"none": "complete", "hang": "failed"}
     (hung,) = [trial for trial in trials if trial.state == "failed"]
-    assert hung.reason == "no report for 5 s (report_timeout)"
+    assert hung.reason == "no report for 30 s (report_timeout)"
 
 
 @pytest.mark.slow
