@@ -22,6 +22,7 @@ from models.errors import ProblemCollector, UserError
 from models.family import FAMILIES, Family, Record, get_family
 from models.finetuned_classifier import FinetunedClassifierConfig, FinetunedClassifierFamily
 from models.numerics import Numerics
+from models.places import place
 from models.space import parse_value
 from models.training import Budget, DataOnDevice, Training, fit, start, steps_per_epoch
 
@@ -140,7 +141,7 @@ class Finetuning(Result):
     def save(self, folder: str | Path) -> tuple[Path, ...]:
         """As every result, and the fine-tuned classifier's checkpoint."""
         paths = super().save(folder)
-        path = Path(folder) / CHECKPOINT_FILE
+        path = place(folder) / CHECKPOINT_FILE
         save(path, self.finetuned.training, family=self.known_as, resumable=False)
         return (*paths, path)
 

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from models.checkpoint import write_atomically
+from models.places import place
 
 Columns = Mapping[str, Any]
 """A table: column name → a sequence or an array of one dimension, all of the same length."""
@@ -48,7 +49,7 @@ class Result(ABC):
         """
         from analysis.figures import save as save_figure
 
-        folder = Path(folder)
+        folder = place(folder)
         paths = [folder / f"{self.name}.json"]
         write_atomically(paths[0], (json.dumps(plain(self.summary()), indent=2) + "\n").encode())
         for stem, columns in self.tables().items():

@@ -17,6 +17,7 @@ from models.datasets import DataOptions, DataSpec, TrainingData, load_test_set, 
 from models.errors import Problem, UserError
 from models.family import CAPABILITIES
 from models.numerics import evaluating
+from models.places import is_url
 
 Model = Trained | nn.Module | str | Path
 """What can be analysed: ``result.best.load()``, the path of a checkpoint, or any network with the methods that the
@@ -129,8 +130,8 @@ def subject_of(model: Model | Any) -> Subject:
         CheckpointError: the file is not a usable checkpoint.
         UserError: it is something else altogether.
     """
-    if isinstance(model, str | Path):
-        model = load(model)
+    if isinstance(model, str | Path) or is_url(model):
+        model = load(cast(Path, model))
     if isinstance(model, Trained):
         return Subject(model.network, model)
     if not isinstance(model, nn.Module):

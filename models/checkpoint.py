@@ -32,6 +32,7 @@ from torch import nn
 from models.datasets import DataSpec
 from models.errors import CheckpointError, StorageError, UserError
 from models.family import FAMILIES, Family, FamilyConfig, Record, get_family
+from models.places import is_url, place, put
 from models.training import Training
 
 FORMAT = "latentune-checkpoint"
@@ -87,11 +88,17 @@ def save(path: Path, training: Training, *, family: str, resumable: bool) -> Non
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file at ``path`` in one step, after its content has reached the disk.
+    """Replace the file at ``path`` in one step, after its content has reached the disk, or the bucket.
 
     Raises:
         StorageError: the file cannot be written.
     """
+    if is_url(path):
+        try:
+            put(path, content)
+        except Exception as error:  # each kind of storage has its own
+            raise StorageError(f"cannot write {path}: {_first_line(error)}") from error
+        return
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,13 +136,12 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, damaged, foreign, or of a newer format.
     """
-    path = Path(path)
     try:
-        content = read_tensors(path)
+        content = read_tensors(place(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to load it all the same
             reason = "it holds more than tensors and plain values, or is cut off"
         raise CheckpointError(f"{path}: not a latentune checkpoint, or damaged ({reason})") from error
@@ -149,6 +155,10 @@ def read(path: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path}: damaged, without {', '.join(missing)}")
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load(path: str | Path, family: Family[Any] | None = None) -> Trained:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from models.checkpoint import read
 from models.errors import CheckpointError, UserError
 from models.numerics import evaluating
+from models.places import place
 
 Features = Callable[[nn.Module, Tensor], Tensor]
 """Of a network and images float (B, C, H, W)."""
@@ -25,9 +25,9 @@ def describe(path: str) -> str:
         CheckpointError: the file is not usable.
     """
     try:
-        status = Path(path).stat()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+        status = place(path).stat()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     return _describe(path, status.st_mtime_ns, status.st_size)
 
 

@@ -11,7 +11,6 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, model_validator
@@ -25,12 +24,13 @@ from models.errors import CheckpointError, ProblemCollector, UserError
 from models.family import FAMILIES, Batch, Family, FamilyConfig, Objective, Phase, Update, get_family
 from models.numerics import RandomStream
 from models.optimizers import OptimizerConfig, make_optimizer
+from models.places import place
 from models.space import Choice, Float
 
 
 def _absolute(path: str) -> str:
     # A worker may run in another folder than the command that was given the path.
-    return str(Path(path).expanduser().absolute()) if path else ""
+    return str(place(path).expanduser().absolute()) if path else ""
 
 
 class FinetunedClassifierConfig(OptimizerConfig):

@@ -287,6 +287,7 @@ SLOW = ("--set", "seconds=0.1", "--max-epochs", "4", "--reduction-factor", "2", 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_searches_and_mlflow_in_one_server(
     server: Postgres, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

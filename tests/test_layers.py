@@ -46,7 +46,9 @@ MAY_IMPORT = {
         "tuning/reproduce_command.py",
         "tuning/window_commands.py",
     },
+    "fsspec": {"models/places.py"},
     "psycopg": {"tuning/database.py"},
+    "upath": {"models/places.py"},
     "sqlalchemy": {"tuning/database.py"},
 }
 """The files outside of a package that may import it."""

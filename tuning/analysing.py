@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from models.datasets import DataOptions
 from models.errors import LatentuneError, UserError
 from models.family import get_family
+from models.places import place
 from tuning.api import load_search
 from tuning.results import SearchResult, Trial
 
@@ -43,7 +44,7 @@ class Target:
 
 
 def find_target(
-    name: str, runs_dir: Path, *, trial: int | None = None, changed: Mapping[str, Any] | None = None
+    name: str, runs_dir: str | Path, *, trial: int | None = None, changed: Mapping[str, Any] | None = None
 ) -> Target:
     """What ``name`` means: a search in ``runs_dir``, or else the path of a checkpoint.
 
@@ -56,7 +57,10 @@ def find_target(
         LatentuneError: it has no complete trial yet, or its checkpoint is not usable.
     """
     given = _given(changed)
-    path = Path(name)
+    try:
+        path = place(name)
+    except ValueError as error:
+        raise UserError.of("NAME", name, str(error)) from error
     if path.is_file():
         from models.checkpoint import load
 
@@ -83,7 +87,7 @@ BEST = 5
 
 
 def find_targets(
-    names: Sequence[str], runs_dir: Path, trials: str | None, changed: Mapping[str, Any] | None = None
+    names: Sequence[str], runs_dir: str | Path, trials: str | None, changed: Mapping[str, Any] | None = None
 ) -> list[tuple[str, Target]]:
     """Trials to compare, each with a label: of one search those named, or its best ones; of several each one's best.
 

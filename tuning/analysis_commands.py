@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 Search = Annotated[str, typer.Argument(metavar="NAME", help="A search.", show_default=False)]
 Target_ = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False)]
 TrialNumber = Annotated[int | None, typer.Option("--trial", help="Number of the trial (default the best one).")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept.")]
+RunsDir = Annotated[
+    str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder, or s3://…")
+]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Other images than the search's.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files are now.")]
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results (default in the search's).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON value.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides everything random.")]
-RUNS = Path("runs")
+RUNS = "runs"
 
 
 def register(app: typer.Typer) -> None:
@@ -377,7 +379,7 @@ def report(
 
 def _analyse(
     name: str,
-    runs_dir: Path,
+    runs_dir: str,
     trial: int | None,
     data: dict[str, Any],
     run: Callable[[Target, Callable[[str, int, int], None]], Result],

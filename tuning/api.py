@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from models.datasets import DataOptions
 from models.errors import CheckpointError, Problem, ProblemCollector, StorageError, UserError, did_you_mean
 from models.family import get_family
+from models.places import is_url, put
 from tuning.config import NAME, SearchConfig, cluster_address, continued, make_config, runs_folder, space_of
 from tuning.results import SearchResult, Trial
 from tuning.store import ADDRESS_FILE, JOURNAL_FILE, has_study, is_running, store_of
@@ -120,7 +122,7 @@ def export_best(result: SearchResult, path: Path) -> None:
     if path.exists():
         raise UserError.of("--export", str(path), "exists already; name a new file")
     try:
-        shutil.copyfile(result.best.checkpoint, path)
+        path.write_bytes(result.best.checkpoint.read_bytes())
     except OSError as error:
         raise UserError.of("--export", str(path), f"cannot be written: {error.strerror}") from error
 
@@ -128,7 +130,11 @@ def export_best(result: SearchResult, path: Path) -> None:
 def list_searches(runs_dir: str | Path = "runs") -> list[str]:
     """Names of the searches in a folder, sorted."""
     folder = runs_folder(runs_dir)
-    return sorted({path.parent.name for file in (JOURNAL_FILE, ADDRESS_FILE) for path in folder.glob(f"*/{file}")})
+    names: set[str] = set()
+    with suppress(FileNotFoundError):  # a folder in a bucket is gone with its last object
+        for file in (JOURNAL_FILE, ADDRESS_FILE):
+            names |= {path.parent.name for path in folder.glob(f"*/{file}")}
+    return sorted(names)
 
 
 def _together(
@@ -154,18 +160,20 @@ def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
     with problems.gather():
         config = _settle(given)
     # Where some settings are wrong, what the others ask for is checked all the same.
-    known = config or SearchConfig(family="", **_valid_ones(given))
+    valid = _valid_ones(given)
+    known = config or SearchConfig(family="", **valid)
     images: TrainingData | None = None
     with problems.gather():
         images = load_images(known)
     with problems.gather():
         _check_device(known)
-    with problems.gather():
-        _check_run_dir(known)
+    if known is config or "runs_dir" not in given or "runs_dir" in valid:
+        with problems.gather():
+            _check_run_dir(known)
     if known.name:
         with problems.gather():
             store_of(known.run_dir, known.study_url)
-    if problems.problems and known.name:
+    if problems.problems and known.name and not is_url(known.run_dir):
         with suppress(OSError):  # it was there before, with something in it
             known.run_dir.rmdir()
     problems.raise_if_any()
@@ -177,11 +185,18 @@ def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
 def _valid_ones(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that are valid on their own."""
     valid: dict[str, Any] = {}
-    for name in given.keys() & {"data", "runs_dir", "address", "cpus_per_trial", "gpus_per_trial", "study_url"}:
+    for name in given.keys() & {
+        "data",
+        "runs_dir",
+        "address",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "study_url",
+        "tracking_uri",
+    }:
         with suppress(ValidationError, UserError):
-            valid[name] = getattr(SearchConfig.model_validate({"family": "", name: given[name]}), name)
-            if name == "runs_dir":
-                valid[name] = runs_folder(valid[name])
+            value = getattr(SearchConfig.model_validate({"family": "", name: given[name]}), name)
+            valid[name] = runs_folder(value) if name == "runs_dir" else value
     return valid
 
 
@@ -252,6 +267,9 @@ def _check_device(config: SearchConfig) -> None:
 def _check_run_dir(config: SearchConfig) -> None:
     """Write something there before any work is spent on a search that could not be kept."""
     folder = config.run_dir if config.name else config.runs_dir
+    if is_url(folder):
+        _check_bucket(config, folder)
+        return
     if JOB_VARIABLE in os.environ and config.runs_dir.absolute().is_relative_to(Path.cwd()):
         where = "is in the job's own copy of the working directory, which goes with the cluster: name a shared folder"
         raise UserError.of("--runs-dir", str(config.runs_dir), f"{where}, or set LATENTUNE_RUNS_DIR on its nodes")
@@ -266,6 +284,21 @@ def _check_run_dir(config: SearchConfig) -> None:
     if free < LEAST_FREE_BYTES:
         needs = f"needs {LEAST_FREE_BYTES >> 20} MiB free; the disk has {free >> 20} MiB"
         raise UserError.of("--runs-dir", str(config.runs_dir), needs)
+
+
+def _check_bucket(config: SearchConfig, folder: Path) -> None:
+    problems = ProblemCollector()
+    probe = folder / f".writable-{uuid.uuid4().hex}"
+    try:
+        put(probe, b"")
+        probe.unlink()
+    except Exception as error:  # each kind of storage has its own
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        problems.add("--runs-dir", str(folder), f"must be writable: {told}")
+    if config.mlflow_uri is None and config.tracking_uri != "none":
+        needs = "must be given with runs in a bucket, which cannot hold MLflow's database file; none for no tracking"
+        problems.add("--tracking-uri", None, needs)
+    problems.raise_if_any()
 
 
 def _run(config: SearchConfig, images: TrainingData, *, progress: str, pictures: bool, began: float) -> SearchResult:

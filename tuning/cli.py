@@ -24,10 +24,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept.")]
+RunsDir = Annotated[
+    str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder, or s3://…")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 Name = Annotated[str, typer.Argument(help="Name of a search.", show_default=False)]
-RUNS = Path("runs")
+RUNS = "runs"
 
 
 def main() -> None:
@@ -79,7 +81,8 @@ def search(
     patience: Annotated[int | None, typer.Option(help="End a trial after so many epochs without improvement.")] = None,
     name: Annotated[str | None, typer.Option(help="A new search's name, or the one to go on with.")] = None,
     runs_dir: Annotated[
-        Path | None, typer.Option(envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept (default runs).")
+        str | None,
+        typer.Option(envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder, or s3://… (default runs)."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random (default 0).")] = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, gp, random, grid or qmc (default tpe).")] = None,
@@ -149,7 +152,7 @@ def search(
         "reduction_factor": reduction_factor,
         "patience": patience,
         "name": name,
-        "runs_dir": None if runs_dir is None else str(runs_dir),
+        "runs_dir": runs_dir,
         "seed": seed,
         "sampler": sampler,
         "scheduler": scheduler,

@@ -7,15 +7,16 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, field_validator
 
 from models.datasets import DataOptions
 from models.errors import Problem, ProblemCollector, UserError, did_you_mean
 from models.family import Family, FamilyConfig, get_family
 from models.numerics import Numerics
+from models.places import is_url, place
 from models.space import Space
 from models.training import Budget
 
@@ -30,6 +31,12 @@ well and one after 2,200 did not (200 recorded curves)."""
 
 SAMPLERS = ("tpe", "gp", "random", "grid", "qmc")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
+
+
+def _place(given: object) -> Path:
+    if not (isinstance(given, str | Path) or is_url(given)):
+        raise ValueError("must be a folder, or a URL such as s3://bucket/folder")
+    return place(given)  # type: ignore[arg-type]
 
 
 class SearchConfig(BaseModel):
@@ -55,7 +62,9 @@ class SearchConfig(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="forward pass of the networks")
 
     name: str = Field("", description="names the search and its folder; empty for a fresh one")
-    runs_dir: Path = Field(Path("runs"), description="where searches are kept")
+    runs_dir: Annotated[Path, PlainValidator(_place), PlainSerializer(str)] = Field(
+        Path("runs"), description="where searches are kept: a folder, or a bucket such as s3://bucket/folder"
+    )
     trials: int | None = Field(None, ge=1, description="trials in all; default 20, or the whole grid")
     sampler: Literal["tpe", "gp", "random", "grid", "qmc"] = Field("tpe", description="what proposes trials")
     scheduler: Literal["asha", "hyperband", "median", "none"] = Field("asha", description="what stops poor trials")
@@ -127,14 +136,13 @@ class SearchConfig(BaseModel):
 
     @property
     def mlflow_uri(self) -> str | None:
-        """Where the search is tracked, or ``None``."""
+        """Where the search is tracked, or ``None``; in a bucket there is no room for the database file."""
         if self.tracking_uri == "none":
             return None
-        return (
-            self.tracking_uri
-            or os.environ.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{self.runs_dir.absolute() / 'mlflow.db'}"
-        )
+        uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None and not is_url(self.runs_dir):
+            uri = f"sqlite:///{self.runs_dir.absolute() / 'mlflow.db'}"
+        return uri
 
     def with_lowest_rung(self, train_images: int) -> SearchConfig:
         """This config with ``min_epochs`` decided: a third of an epoch, or as many as show :data:`RUNG_IMAGES` images.
@@ -235,7 +243,7 @@ def make_config(settings: Mapping[str, Any]) -> SearchConfig:
                 problem = Problem(
                     problem.field, problem.value, f"no such setting; {did_you_mean(problem.field, known)}"
                 )
-            if problem.field in ("tracking_uri", "study_url"):
+            if problem.field in ("tracking_uri", "study_url", "runs_dir"):
                 problem = Problem(problem.field, without_password(str(problem.value)), problem.allowed)
             problems.problems.append(problem)
     if config is not None and config.min_epochs is not None and config.min_epochs > config.max_epochs:
@@ -360,12 +368,24 @@ def runs_folder(given: str | Path) -> Path:
     """The absolute path of a folder of searches.
 
     Raises:
-        UserError: it begins with the home of a user who does not exist.
+        UserError: it begins with the home of a user who does not exist, or is in a bucket that does not answer.
     """
+    if has_password(str(given)):
+        shown = without_password(str(given))
+        raise UserError.of("--runs-dir", shown, "must not hold a password, which would be stored with the search")
     try:
-        return Path(given).expanduser().absolute()
+        folder = place(given).expanduser().absolute()
     except RuntimeError as error:
         raise UserError.of("--runs-dir", str(given), "must be a folder: there is no such user") from error
+    except ValueError as error:
+        raise UserError.of("--runs-dir", str(given), str(error)) from error
+    if is_url(folder):
+        try:
+            folder.exists()
+        except Exception as error:  # no credentials, no route: each kind of storage has its own
+            told = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError.of("--runs-dir", str(folder), f"cannot be reached: {told}") from error
+    return folder
 
 
 def _has_words(given: object) -> bool:

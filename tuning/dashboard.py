@@ -31,7 +31,7 @@ class _Silent(WSGIRequestHandler):
         """Nothing: a line for every request is of no use to anybody."""
 
 
-def serve(name: str, runs_dir: Path, port: int, say: Callable[[str], None], browser: bool) -> None:
+def serve(name: str, runs_dir: str | Path, port: int, say: Callable[[str], None], browser: bool) -> None:
     """Serve the dashboard on loopback until Ctrl-C.
 
     Raises:
@@ -46,13 +46,14 @@ def serve(name: str, runs_dir: Path, port: int, say: Callable[[str], None], brow
     from tuning.study import load_study
     from tuning.ui import open_browser
 
-    storage = for_looking(load_study(load_search(name, runs_dir).config.study_file)._storage)
+    study = load_study(load_search(name, runs_dir).run_dir)
+    storage = for_looking(study._storage)
     try:
         server = make_server(HOST, port, looking_only(wsgi(storage)), _Server, _Silent)
     except OSError as error:
         raise UserError.of("--port", port, f"cannot listen on {HOST}: {error.strerror}; choose another") from error
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    url = f"http://{HOST}:{port}/dashboard/studies/0"
+    url = f"http://{HOST}:{port}/dashboard/studies/{study._study_id}"
     say(f"Optuna Dashboard: {url}  (Ctrl-C ends it)")
     if browser:
         open_browser(url)

@@ -15,7 +15,7 @@ from models.errors import LatentuneError
 from models.family import Objective, get_family
 from tuning.champion import crown
 from tuning.config import SearchConfig, without_password
-from tuning.mlflow_store import client_of, experiment_name, runs_of
+from tuning.mlflow_store import client_of, experiment_name, log_file, runs_of
 from tuning.pictures import snapshot
 from tuning.results import ENDED, Trial
 from tuning.run_texts import NOTE, search_note, trial_name, trial_note
@@ -254,10 +254,10 @@ class Mirror:
             ],
         )
         for picture in pictures:
-            self._client.log_artifact(self._parent, str(picture), "figures")
+            log_file(self._client, self._parent, picture, "figures")
         settings = self._config.run_dir / "search.yaml"
         if settings.exists():
-            self._client.log_artifact(self._parent, str(settings))
+            log_file(self._client, self._parent, settings)
         self._client.set_terminated(self._parent, "FINISHED" if over else "KILLED")
 
     def _note_end(self, trial: Trial, log: bool = False) -> None:
@@ -367,8 +367,8 @@ class Mirror:
         }
 
     def _artifacts(self) -> str | None:
-        """With a database file MLflow would put artifacts into the working directory; a server knows its own place."""
-        if not self.uri.startswith("sqlite:"):
+        """With a database MLflow would put artifacts into the working directory; a server knows its own place."""
+        if self.uri.startswith(("http:", "https:")):
             return None
         return (self._config.runs_dir.absolute() / "mlartifacts" / self.experiment.replace(" ", "-")).as_uri()
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.places import local_copy
 from tuning.config import SearchConfig, without_password
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ def runs_of(client: MlflowClient, experiment_id: str, search_id: str, trial: str
             return runs
 
 
+def log_file(client: MlflowClient, run_id: str, path: Path, folder: str | None = None) -> None:
+    """Log a file, which may be in a bucket, into a folder of a run's artifacts."""
+    with local_copy(path) as file:
+        client.log_artifact(run_id, str(file), folder)
+
+
 def log_analysis(
     config: SearchConfig,
     search_id: str,
@@ -96,7 +103,7 @@ def log_analysis(
         run_id = found[0].info.run_id
         client.log_batch(run_id, metrics=metrics)
         for file in files:
-            client.log_artifact(run_id, str(file), f"analysis/{folder.name}")
+            log_file(client, run_id, file, f"analysis/{folder.name}")
     except Exception as error:  # a server's 500, a locked database, no route
         told = " ".join(without_password(str(error)).split())[:200] or type(error).__name__
         return f"MLflow at {without_password(uri)} did not take the results ({told}); they are in {folder}"

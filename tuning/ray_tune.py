@@ -31,6 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.datasets import TrainingData
 from models.errors import LatentuneError, Problem, StorageError, UserError
+from models.places import is_url, put
 from tuning.config import SearchConfig, cluster_address
 from tuning.driver import Driver, Message
 from tuning.trial import MESSAGE, Assignment, TrialActor
@@ -291,6 +292,12 @@ def _autoscaling() -> bool:
 
 def _sees(probe: Path, token: str) -> bool:
     """Whether a node reaches a file of the driver's, to read and to write: trials keep their checkpoints there."""
+    if is_url(probe):
+        try:
+            put(probe.with_name(f"{probe.name}-{uuid.uuid4().hex}"), b"")
+            return probe.read_text() == token
+        except Exception:  # each kind of storage has its own
+            return False
     try:
         with probe.open("r+") as file:
             return file.read() == token
@@ -305,7 +312,7 @@ def check_shared_folder(config: SearchConfig) -> None:
         UserError: some do not; it names them.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    if len(nodes) < 2 and not is_url(config.run_dir):  # a bucket wants credentials, also of this machine's workers
         return
     token = uuid.uuid4().hex
     probe = config.run_dir / f".reachable-{token}"
@@ -323,7 +330,8 @@ def check_shared_folder(config: SearchConfig) -> None:
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise LatentuneError(f"a node of the cluster did not answer: {error}") from error
     finally:
-        probe.unlink(missing_ok=True)
+        for left in config.run_dir.glob(f"{probe.name}*"):
+            left.unlink(missing_ok=True)
     if blind:
         raise UserError.of(
             "--runs-dir",

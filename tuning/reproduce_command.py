@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-RUNS = Path("runs")
+RUNS = "runs"
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def reproduce(
     budget: Annotated[str, typer.Option(help="smoke (seconds), small (minutes) or full (as the report).")] = "small",
     data_dir: Annotated[Path | None, typer.Option(help="Where the data sets' files are.")] = None,
     runs_dir: Annotated[
-        Path, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept.")
+        str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder.")
     ] = RUNS,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results (default reproductions/REPORT-BUDGET in runs).")
@@ -59,13 +59,14 @@ def reproduce(
         return
 
     from tuning.analysing import progress_bar
+    from tuning.config import runs_folder
     from tuning.reproduction import Means, StoppedError
     from tuning.reproduction import reproduce as run
     from tuning.reproduction_page import write_results
 
     with progress_bar(quiet or as_json) as bar:
         means = Means(
-            runs_dir,
+            runs_folder(runs_dir),
             None if data_dir is None else str(data_dir),
             tracking_uri,
             told=bar,

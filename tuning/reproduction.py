@@ -17,6 +17,7 @@ from models.checkpoint import write_atomically
 from models.data_sources import Progress, silent
 from models.datasets import DataOptions, load_training_data
 from models.errors import LatentuneError, ProblemCollector, UserError
+from models.places import is_url
 from tuning.api import check, load_search, search
 from tuning.config import runs_folder
 from tuning.experiment import Budget, Experiment, ExperimentFile, Search, Step, Train, Training
@@ -138,6 +139,8 @@ def reproduce(
     experiment, full = file.at[budget], file.at["full"]
     used = experiment.seed if seed is None else seed
     runs_dir = runs_folder(means.runs_dir)
+    if is_url(runs_dir):  # its results are pages and pictures that lie beside each other, to be opened
+        raise UserError.of("--runs-dir", str(runs_dir), "must be a folder: a reproduction cannot be in a bucket")
     folder = out or runs_dir / "reproductions" / f"{file.name}-{budget}"
     data = _usable_data(experiment, means)
     _check_all(experiment, means, data, used)

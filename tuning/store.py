@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from models.errors import UserError
+from models.places import is_url
 
 if TYPE_CHECKING:
     import optuna
@@ -63,7 +64,7 @@ def store_of(run_dir: Path, study_url: str | None = None) -> Store:
         study_url: a database; by default the one in the environment.
 
     Raises:
-        UserError: the search has a journal, and a database was named.
+        UserError: the search has a journal, and a database was named; or a bucket, and none was.
     """
     from tuning.database import Database, database_url, stored_address
     from tuning.journal import Journal
@@ -76,6 +77,9 @@ def store_of(run_dir: Path, study_url: str | None = None) -> Store:
         return Journal(journal)
     if stored_address(run_dir) is not None or database_url(study_url) is not None:
         return Database(run_dir, study_url)
+    if is_url(run_dir):
+        needs = "must be given, or LATENTUNE_STUDY_URL: a bucket can hold neither the study nor its lock"
+        raise UserError.of("--study-url", None, needs)
     return Journal(journal)
 
 

@@ -288,7 +288,12 @@ def read_trials(study: optuna.Study, config: SearchConfig, family: Family[Any]) 
     """All trials of a study, in order of number."""
     attrs = study.user_attrs
     began, fingerprint = attrs["began"], attrs["data"]["fingerprint"]
-    return [_read_trial(frozen, config, family, began, fingerprint) for frozen in study.get_trials(deepcopy=False)]
+    # One listing: in a bucket each question takes its time.
+    kept = {path.parent.name: path for path in (config.run_dir / "trials").glob("*/checkpoint.pt")}
+    trials = study.get_trials(deepcopy=False)
+    return [
+        _read_trial(frozen, config, family, began, fingerprint, kept.get(f"{frozen.number:04d}")) for frozen in trials
+    ]
 
 
 def checkpoint_path(config: SearchConfig, number: int) -> Path:
@@ -303,13 +308,17 @@ def full_config(family: Family[Any], config: SearchConfig, params: dict[str, Any
 
 
 def _read_trial(
-    frozen: FrozenTrial, config: SearchConfig, family: Family[Any], began: float, fingerprint: str
+    frozen: FrozenTrial,
+    config: SearchConfig,
+    family: Family[Any],
+    began: float,
+    fingerprint: str,
+    checkpoint: Path | None,
 ) -> Trial:
     attrs = frozen.user_attrs
     stored = [attrs[key] for key in sorted(key for key in attrs if key.startswith("record:"))]
     # Of one that a crash left half proposed, also what it was queued with: a grid point is taken from then on.
     params = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
-    path = checkpoint_path(config, frozen.number)
     return Trial(
         number=frozen.number,
         state=STATES[frozen.state],
@@ -325,7 +334,7 @@ def _read_trial(
         reason=attrs.get("reason"),
         started_s=attrs["started"] - began if "started" in attrs else None,
         finished_s=attrs["finished"] - began if "finished" in attrs else None,
-        checkpoint=path if path.exists() else None,
+        checkpoint=checkpoint,
     )
 
 

@@ -32,8 +32,8 @@ RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses after one, two, … failures in a row."""
 
 STUCK_S, LONGEST_FLUSH_S = 20.0, 120.0
-"""How long the end of a search waits for MLflow: without any progress, and in all. A database file cannot hang as a
-server can, but on a busy machine its making takes long: for it only the second counts."""
+"""How long the end of a search waits for MLflow: without any progress, and in all. A database's tables may have to be
+made first, which takes long on a busy machine: for one that is written without a server only the second counts."""
 
 
 class Tracker(Protocol):
@@ -105,7 +105,7 @@ class MlflowTracker:
         while self._thread.is_alive():
             self._thread.join(0.1)
             now = time.monotonic()
-            stuck = not self._mirror.uri.startswith("sqlite:") and now - self._progress > STUCK_S
+            stuck = self._mirror.uri.startswith(("http:", "https:")) and now - self._progress > STUCK_S
             if stuck or now - began > LONGEST_FLUSH_S:
                 break
         if not self._thread.is_alive() and not self._problem:

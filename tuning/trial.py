@@ -20,6 +20,7 @@ from models.errors import CheckpointError, LatentuneError, StorageError, Trainin
 from models.family import Record, get_family
 from models.memory import keep_freed_memory
 from models.numerics import Numerics
+from models.places import place
 from models.training import Budget, DataOnDevice, Training, fit, start
 from tuning.driver import Message
 
@@ -99,7 +100,11 @@ def _save(training: Training, family: str, path: Path) -> None:
 
 def _read_past(path: Path, data: DataOnDevice) -> dict[str, Any] | None:
     """The trial's checkpoint, or ``None`` where it begins afresh. A damaged one is set aside, not deleted."""
-    if not path.exists():
+    try:
+        there = path.exists()
+    except Exception as error:  # a bucket that does not answer: the trial is not to blame, and not to begin again
+        raise StorageError(f"cannot read {path}: {_one_line(error)}") from error
+    if not there:
         return None
     try:
         past = checkpoint.read(path)
@@ -128,7 +133,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         self._messages = train_trial(
-            self._assignment, self._data, config["config"], config["seed"], Path(config["checkpoint"])
+            self._assignment, self._data, config["config"], config["seed"], place(config["checkpoint"])
         )
         return True
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from models.errors import LatentuneError, UserError
-from tuning.config import NAME, without_password
+from models.places import is_url
+from tuning.config import NAME, runs_folder, without_password
 
 START_S = 120.0
 """MLflow imports for seconds, and a new database is migrated first."""
@@ -34,7 +35,7 @@ ALL = "/#/experiments"
 
 
 def serve(
-    runs_dir: Path,
+    runs_dir: str | Path,
     tracking_uri: str | None,
     host: str,
     port: int,
@@ -57,8 +58,11 @@ def serve(
     if uri is not None and uri.startswith(("http://", "https://")):
         say(f"the searches are on a server already: {without_password(uri)}")
         return 0
-    runs_dir = runs_dir.expanduser().absolute()
+    runs_dir = runs_folder(runs_dir)
     if uri is None:
+        if is_url(runs_dir):
+            needs = "must be given, or MLFLOW_TRACKING_URI: a bucket holds no database of MLflow"
+            raise UserError.of("--tracking-uri", None, needs)
         if not (runs_dir / "mlflow.db").exists():
             raise UserError.of("--runs-dir", str(runs_dir), "holds no tracked searches (no mlflow.db)")
         uri = f"sqlite:///{runs_dir / 'mlflow.db'}"
