@@ -68,7 +68,7 @@ def fit_chunks(training: Training) -> Chunk:
 def bare_chunks(training: Training) -> Chunk:
     """As many steps as an epoch has, on one batch that is there already, by the least code that does it."""
     size, steps = training.config.batch_size, training.steps_per_epoch
-    batch = training.data.train.batch(torch.arange(size, device=training.data.device))
+    batch = first_batch(training)
     updates = training.phases[0].updates
     training.network.train()
 
@@ -80,6 +80,12 @@ def bare_chunks(training: Training) -> Chunk:
         return size * steps
 
     return chunk
+
+
+def first_batch(training: Training) -> Batch:
+    """A full batch of images in their order, begun again where there are too few."""
+    images = training.data.train
+    return images.batch(torch.arange(training.config.batch_size, device=training.data.device) % len(images))
 
 
 def scalar(given: Any) -> torch.Tensor:
