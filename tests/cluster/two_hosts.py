@@ -9,6 +9,8 @@ leaves nothing behind.
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import json
 import os
 import shutil
@@ -134,6 +136,12 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.3)
 
 
+def ssh_sockets(cluster_name: str) -> Path:
+    """Where Ray's launcher on this machine keeps those of its connections to a cluster."""
+    user, cluster = (hashlib.sha256(name.encode()).hexdigest()[:10] for name in (getpass.getuser(), cluster_name))
+    return Path(f"/tmp/ray_ssh_{user}") / cluster
+
+
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     """Two hosts on a network of their own, of which this machine is the gateway."""
@@ -152,6 +160,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
         for host in hosts:
             host.end()
         ip("link", "delete", bridge)
+        shutil.rmtree(ssh_sockets(folder.name), ignore_errors=True)
 
 
 def cluster_file(folder: Path, head: Host, worker: Host) -> Path:
@@ -310,6 +319,7 @@ def _search(me: Walk, project: Path, address: str) -> None:
 def main() -> None:
     if (lacking := missing()) is not None:
         raise SystemExit(f"two hosts: {lacking}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the hosts end before this process does
     # Not in /tmp, of which each host has its own.
     with tempfile.TemporaryDirectory(prefix="latentune-", dir="/var/tmp") as folder:
         walk(Path(folder))
