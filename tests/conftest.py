@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ settings.register_profile("latentune", deadline=None)  # how long an example tak
 settings.load_profile("latentune")
 
 _VARIABLE = "LATENTUNE_TEST_DATA"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +61,15 @@ def family(request: pytest.FixtureRequest, encoder_file: Path, monkeypatch: pyte
         given_ = create_model("Config", __base__=family.Config, checkpoint=(str, field))
         monkeypatch.setattr(type(family), "Config", given_)
     return family
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The browser that is installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

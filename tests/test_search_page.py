@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from tuning.report import training_command
 from tuning.study import full_config
 
 EVIL = """<script>document.title='owned'</script><img src=x onerror="document.title='owned'">'"&amp;"""
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def facts(**changed: Any) -> Facts:
@@ -59,18 +57,6 @@ def write(path: Path, made: Search, ranges: dict[str, Range], run_dir: Path | No
     importance = weigh_parameters(made, ranges, rungs=RUNGS)
     path.write_text(render_report(made, ranges, facts(**changed), importance, run_dir))
     return path
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """The browser that is installed."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

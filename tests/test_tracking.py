@@ -256,10 +256,10 @@ def assert_same(uri: str, study: SearchStudy) -> tuple[Run, dict[int, Run]]:
         assert json.loads(parent.data.tags["latentune.best_config"]) == best_trial.config
         assert parent.data.metrics[f"best_{METRIC}"] == best_trial.value
         assert f"**Best so far: {METRIC} " in parent.data.tags["mlflow.note.content"]
-        assert f"trial {best_trial.number} of " in parent.data.tags["mlflow.note.content"]
+        assert f"trial {best_trial.number}." in parent.data.tags["mlflow.note.content"]
     counts = [f"{sum(t.state == s for t in ended)} {s}" for s in ("complete", "pruned", "failed")]
     told = ", ".join(count for count in counts if not count.startswith("0 "))
-    assert told in parent.data.tags["mlflow.note.content"]
+    assert not told or f"Trials: {told}." in parent.data.tags["mlflow.note.content"]
     assert f"latentune search {DO_NOTHING} --name {study.config.name}" in parent.data.tags["mlflow.note.content"]
     assert parent.data.params, "the parent's params are missing"
     assert parent.inputs.dataset_inputs, "the parent's data set is missing"

@@ -5,6 +5,8 @@
 >>> model = result.best.load()  # doctest: +SKIP
 """
 
+import logging
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,10 @@ _HOME = {
     "SearchResult": "tuning.results",
     "Trial": "tuning.results",
 }
+
+# In a notebook tqdm (which Optuna brings) and Ray ask for ipywidgets while they are imported: nothing here needs them.
+warnings.filterwarnings("ignore", message="IProgress not found")
+logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
 
 __all__ = ["Replay", "SearchResult", "Trial", "list_searches", "load_search", "replay", "search"]
 

@@ -109,6 +109,16 @@ class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
         return verdict[-1]
 
 
+class SilentReporter(tune.ProgressReporter):  # type: ignore[misc]
+    """In a notebook Ray Tune would otherwise clear the cell, our live view too, whatever ``verbose`` is."""
+
+    def should_report(self, trials: Any, done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: Any, done: bool, *sys_info: str) -> None:
+        """Nothing."""
+
+
 class TuneCallback(Callback):  # type: ignore[misc]
     """Looks after what no report tells of: workers that died or hang, nodes that came or went.
 
@@ -381,6 +391,7 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> No
                 stop=TuneStopper(driver),
                 verbose=0,
                 callbacks=[TuneCallback(driver)],
+                progress_reporter=SilentReporter(),
             ),
         ).fit()
     if driver.error is not None:

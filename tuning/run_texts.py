@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description."""
 
-NAME_CHARS = 90
+NAME_CHARS = 50
 
 
 def trial_name(trial: Trial) -> str:
-    """``007 lr=0.0031 latent_dim=10``, cut where it gets long."""
+    """``007 lr=0.0031 latent_dim=10``: fractions, then whole numbers, then words; cut where it gets long."""
     words = [f"{trial.number:03d}"]
-    for name, value in trial.params.items():
+    kinds = {float: 0, int: 1}
+    for name, value in sorted(trial.params.items(), key=lambda item: kinds.get(type(item[1]), 2)):
         word = f"{name}={number(value) if isinstance(value, float) else value}"
         if len(" ".join([*words, word])) > NAME_CHARS:
             break
@@ -51,13 +52,10 @@ def search_note(
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     lines: list[str] = []
     if best is not None:
-        lines += [
-            f"**Best so far: {objective.metric} {number(best.value)}**, trial {best.number}"
-            + (f" of {told}." if told else "."),
-            "",
-        ]
-    elif told:
-        lines += [f"Trials: {told}; none is complete.", ""]
+        lines.append(f"**Best so far: {objective.metric} {number(best.value)}**, trial {best.number}.")
+    if told:
+        lines.append(f"Trials: {told}.")
+    lines.append("")
     lines += [
         f"{_plain(config.family)} on {_plain(config.data.source)}, ranked by {objective.metric} "
         f"({better_sign(objective)}): {config.sampler} proposes, {config.scheduler} stops the poor ones; "
