@@ -16,7 +16,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -331,14 +331,18 @@ def check_shared_folder(config: SearchConfig) -> None:
     sees = ray.remote(num_cpus=0, max_retries=0)(_sees)
     try:
         asked = {
-            node["NodeManagerAddress"]: sees.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(probe, token)
+            sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                probe, token
+            ): node["NodeManagerAddress"]
             for node in nodes
         }
-        blind = [address for address, answer in asked.items() if not ray.get(answer, timeout=PROBE_SECONDS)]
-    except (ray.exceptions.RayError, TimeoutError) as error:
-        raise LatentuneError(f"a node of the cluster did not answer: {error}") from error
+        answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
+        blind = []
+        for answer in answers:
+            # One that gives no answer was lost a moment ago, which Ray has not noticed yet: the search goes on without.
+            with suppress(ray.exceptions.RayError):
+                if not ray.get(answer):
+                    blind.append(asked[answer])
     finally:
         for left in config.run_dir.glob(f"{probe.name}*"):
             left.unlink(missing_ok=True)
