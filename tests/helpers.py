@@ -262,7 +262,13 @@ def ray_for_tests(num_cpus: int = 2) -> Iterator[str]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = with_test_families()["PYTHONPATH"]  # for the workers that Ray starts
     try:
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
         yield str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
