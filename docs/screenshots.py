@@ -83,8 +83,11 @@ def walk(page: Any, url: str, search: str, metric: str, folder: Path) -> dict[st
     page.get_by_text(f"best_{metric}").first.wait_for()
     page.wait_for_timeout(SETTLE_MS)
     keep("curves")
-    page.mouse.move(700, 700)
-    page.mouse.wheel(0, 5000)
-    page.locator("img").last.wait_for()
+    chart = page.get_by_text("reconstructions", exact=True).first
+    chart.scroll_into_view_if_needed()
+    page.wait_for_function(
+        "[...document.images].some(i => i.complete && i.naturalWidth > 100 && i.src !== location.href)"
+    )
+    chart.evaluate("element => element.scrollIntoView({block: 'center'})")
     keep("images")
     return found

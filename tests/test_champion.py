@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import environment, without_ray
 from mlflow import MlflowClient
+from test_tracking import Server
 from trials_by_hand import trial
 
 from models.family import Objective
@@ -131,6 +132,24 @@ def test_what_a_family_can_do_is_what_its_champion_does(
     if family == "gan":
         np.testing.assert_array_equal(made[0], made[2])  # decided by their numbers
         assert np.abs(made[0] - made[1]).max() > 0
+
+
+@pytest.mark.slow
+def test_a_server_has_the_champion_and_the_pictures_too(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.start()
+    try:
+        server.wait()
+        result = run(tmp_path, tracking_uri=server.url)
+        assert result.best is not None
+        mlflow.set_tracking_uri(server.url)
+        model = mlflow.pyfunc.load_model("models:/small@champion")
+        assert model.predict(batch((1, 28, 28))).shape == (3, 1, 28, 28)
+        client = MlflowClient(server.url)
+        (best,) = client.search_runs(["1"], f"tags.`latentune.trial` = '{result.best.number}'")
+        assert client.list_artifacts(best.info.run_id, "images")
+    finally:
+        server.kill()
 
 
 def test_loading_says_nothing(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_a_running_search_is_shown_and_cannot_be_changed(tmp_path: Path) -> None
     url = f"http://127.0.0.1:{port}/api/studies"
     env = environment(PYTHONPATH=str(Path(__file__).resolve().parent.parent))
     with running("dashboard", "by-hand", "--port", str(port), cwd=tmp_path, env=env) as command:
-        command.wait_until(lambda: f"http://127.0.0.1:{port}/dashboard/studies/0" in command.stderr)
-        before = study.config.study_file.read_bytes()
+        command.wait_until(lambda: f"http://127.0.0.1:{port}/dashboard/studies/" in command.stderr)
+        before = (study.config.run_dir / "study.journal").read_bytes()
         _, seen = ask(f"{url}/0")
         assert [(t["state"], t["values"]) for t in seen["trials"]] == [("Complete", [0.3])]
         for method, path, body in (
@@ -50,7 +50,7 @@ def test_a_running_search_is_shown_and_cannot_be_changed(tmp_path: Path) -> None
         ):
             status, told = ask(url + path, method, body)
             assert (status, told) == (403, {"reason": "latentune opens studies for looking only"})
-        assert study.config.study_file.read_bytes() == before
+        assert (study.config.run_dir / "study.journal").read_bytes() == before
         second = study.propose()  # the driver goes on writing, and that is seen
         assert second is not None
         study.report(second.number, record(1.0, 0.25))
@@ -66,11 +66,11 @@ def test_a_running_search_is_shown_and_cannot_be_changed(tmp_path: Path) -> None
 
 def test_every_changing_call_of_a_storage_is_refused(tmp_path: Path) -> None:
     study = open_by_hand(tmp_path)
-    before = study.config.study_file.read_bytes()
-    opened = load_study(study.config.study_file)
+    before = (study.config.run_dir / "study.journal").read_bytes()
+    opened = load_study(study.config.run_dir)
     for_looking(opened._storage)
     for change in (opened.ask, lambda: opened.set_user_attr("a", 1), lambda: opened._storage.delete_study(0)):
         with pytest.raises(PermissionError):
             change()
-    assert study.config.study_file.read_bytes() == before
+    assert (study.config.run_dir / "study.journal").read_bytes() == before
     assert all(hasattr(type(opened._storage), name) for name in WRITES)

@@ -22,7 +22,8 @@ KEEP = "LATENTUNE_SCREENSHOTS"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def test_a_search_reads_well_in_mlflow(tmp_path: Path, chromium: Any) -> None:
+def test_a_search_reads_well_in_mlflow(tmp_path: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("screenshots", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -37,7 +38,6 @@ def test_a_search_reads_well_in_mlflow(tmp_path: Path, chromium: Any) -> None:
             name="first",
             space={"lr": "1e-4..1e-2:log", "latent_dim": "2..32"},
             set={"batch_size": 32, "optimizer": "adam", "activation": "relu"},
-            runs_dir=tmp_path / "runs",
             progress="none",
         )
     assert result.warnings == ()

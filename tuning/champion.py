@@ -11,6 +11,7 @@ import numpy as np
 
 from models.errors import LatentuneError
 from models.family import get_family
+from models.places import local_copy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -169,22 +170,23 @@ def _save(
         Schema([TensorSpec(np.dtype(np.float32), shapes[tasks[0]])]),
         ParamSchema(params),
     )
-    save_model(
-        str(folder),
-        mlflow_model=described,
-        python_model=str(CODE),
-        artifacts={"checkpoint": str(trial.checkpoint)},
-        model_config={"family": trial.family, "task": tasks[0]},
-        signature=signature,
-        input_example=batch,
-        pip_requirements=_requirements(),
-        metadata={
-            "tasks": tasks,
-            "family": trial.family,
-            "class_names": list(trained.spec.class_names),
-            "objective": f"{trial.objective.metric} ({trial.objective.mode})",
-        },
-    )
+    with local_copy(trial.checkpoint) as checkpoint:
+        save_model(
+            str(folder),
+            mlflow_model=described,
+            python_model=str(CODE),
+            artifacts={"checkpoint": str(checkpoint)},
+            model_config={"family": trial.family, "task": tasks[0]},
+            signature=signature,
+            input_example=batch,
+            pip_requirements=_requirements(),
+            metadata={
+                "tasks": tasks,
+                "family": trial.family,
+                "class_names": list(trained.spec.class_names),
+                "objective": f"{trial.objective.metric} ({trial.objective.mode})",
+            },
+        )
 
 
 def _requirements() -> list[str]:
