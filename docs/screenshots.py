@@ -84,10 +84,9 @@ def walk(page: Any, url: str, search: str, metric: str, folder: Path) -> dict[st
     page.wait_for_timeout(SETTLE_MS)
     keep("curves")
     chart = page.get_by_text("reconstructions", exact=True).first
-    chart.scroll_into_view_if_needed()
-    page.wait_for_function(
-        "[...document.images].some(i => i.complete && i.naturalWidth > 100 && i.src !== location.href)"
-    )
     chart.evaluate("element => element.scrollIntoView({block: 'center'})")
+    page.wait_for_function(
+        "[...document.images].some(i => i.src.includes('get-artifact') && i.complete && i.naturalWidth > 100)"
+    )
     keep("images")
     return found

@@ -131,7 +131,7 @@ def do_all(document: Path, folder: Path) -> list[list[str]]:
     lines = [line for block in blocks(document, "bash") for line in block.replace("\\\n", " ").splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("latentune ")]
     for words in commands:
-        if words[1] == "ui" or "-001" in words[-1]:
+        if words[1] in ("ui", "dashboard") or "-001" in words[-1]:
             continue  # serves until it is stopped; has a test of its own
         small = SMALL.get(words[1], []) if words[1] != "reconstruct" or "--evolution" in words else []
         run([str(COMMAND), *words[1:], *small], folder)

@@ -17,7 +17,7 @@ from tuning.search_page import write_page
 
 SCRIPT = Path(__file__).resolve().parent.parent / "docs" / "screenshots.py"
 KEEP = "LATENTUNE_SCREENSHOTS"
-"""Name a folder there to keep the pictures, such as docs/images."""
+"""Names a folder of the repository to keep the pictures in, such as docs/images."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -73,4 +73,4 @@ def test_a_search_reads_well_in_mlflow(tmp_path: Path, chromium: Any, monkeypatc
     for picture in pictures:
         assert picture.stat().st_size < 150_000
         if KEEP in os.environ:
-            shutil.copy(picture, os.environ[KEEP])
+            shutil.copy(picture, SCRIPT.parent.parent / os.environ[KEEP])
