@@ -45,11 +45,10 @@ def reproduce(
     """
     from models.errors import UserError, did_you_mean
     from tuning import reproduction_report as told
-    from tuning.experiment import BUDGETS, find_experiment, shipped
+    from tuning.experiment import BUDGETS, find_experiment
 
     if report is None:
-        files = [find_experiment(name) for name in shipped()]
-        told.print_experiments(files, as_json)
+        told.print_experiments(as_json)
         return
     if budget not in BUDGETS:
         raise UserError.of("--budget", budget, did_you_mean(budget, BUDGETS))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from tuning.experiment import BUDGETS, Budget, ExperimentFile
+from tuning.config import read_yaml
+from tuning.experiment import BUDGETS, Budget, ExperimentFile, shipped
 
 if TYPE_CHECKING:
     from tuning.reproduction_page import Results
@@ -20,19 +20,21 @@ def say(line: str) -> None:
     Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_experiments(files: Sequence[ExperimentFile], as_json: bool) -> None:
-    """The experiments that come with latentune."""
-    told = [
-        {
-            "name": file.name,
-            "title": file.at["full"].title,
-            "report": file.at["full"].report,
-            "steps": len(file.at["full"].steps),
-            "rows": len(file.at["full"].rows),
-            "file": str(file.path),
-        }
-        for file in files
-    ]
+def print_experiments(as_json: bool) -> None:
+    """The experiments that come with latentune. Their files are read, not checked: a list must not wait for that."""
+    told = []
+    for name, path in shipped().items():
+        content = read_yaml(path)
+        told.append(
+            {
+                "name": name,
+                "title": content["title"],
+                "report": content["report"],
+                "steps": len(content["steps"]),
+                "rows": len(content["rows"]),
+                "file": str(path),
+            }
+        )
     if as_json:
         print(json.dumps(told))
         return
