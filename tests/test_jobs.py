@@ -44,6 +44,7 @@ def env(shared: Path) -> Iterator[dict[str, str]]:
             "include_dashboard": True,
             "dashboard_port": port,
             "dashboard_host": "127.0.0.1",
+            "dashboard_agent_listen_port": free_port(),  # by default one port, which another Ray here may have
         },
     )
     try:

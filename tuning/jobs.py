@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 STOP_SECONDS = 120
 """How long a search that is told to stop may take to end cleanly before it is killed; Ray's own 3 s are too few."""
+
+READY_SECONDS = 60
+"""How long a submit waits for a cluster that has just been started."""
 
 EXCLUDED = (
     ".git",
@@ -131,17 +135,17 @@ class Cluster:
         running = [job for job in self.jobs() if job.status in ("pending", "running") and job.id.startswith(f"{name}-")]
         if name and running:
             raise UserError.of("--name", name, f"is running already, as the job {running[0].id}")
-        given = self._call(
-            lambda: self._client.submit_job(
-                entrypoint=shlex.join(["latentune", *words]),
-                submission_id=f"{name or words[0]}-{time.strftime('%Y%m%d-%H%M%S')}",
-                runtime_env={
-                    "working_dir": str(folder),
-                    "excludes": list(EXCLUDED),
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **env},
-                },
-            )
+        ask = partial(
+            self._client.submit_job,
+            entrypoint=shlex.join(["latentune", *words]),
+            submission_id=f"{name or words[0]}-{time.strftime('%Y%m%d-%H%M%S')}",
+            runtime_env={
+                "working_dir": str(folder),
+                "excludes": list(EXCLUDED),
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **env},
+            },
         )
+        given = self._call(lambda: _once_ready(ask))
         return self.job(given)
 
     def jobs(self) -> list[Job]:
@@ -192,6 +196,18 @@ class Cluster:
         except (RuntimeError, OSError) as error:
             told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise LatentuneError(f"the cluster at {self.address} refused: {told}") from error
+
+
+def _once_ready(ask: Callable[[], str]) -> str:
+    """Ask again while the head answers but has not started what runs jobs: it is up some seconds before that is."""
+    began = time.monotonic()
+    while True:
+        try:
+            return ask()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() - began > READY_SECONDS:
+                raise
+        time.sleep(1)
 
 
 def _headers() -> dict[str, str]:
