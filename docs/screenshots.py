@@ -88,5 +88,6 @@ def walk(page: Any, url: str, search: str, metric: str, folder: Path) -> dict[st
     page.wait_for_function(
         "[...document.images].some(i => i.src.includes('get-artifact') && i.complete && i.naturalWidth > 100)"
     )
+    page.locator("img[src*='get-artifact']").first.evaluate("image => image.scrollIntoView({block: 'center'})")
     keep("images")
     return found

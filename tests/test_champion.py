@@ -17,10 +17,12 @@ from mlflow import MlflowClient
 from test_tracking import Server
 from trials_by_hand import trial
 
-from models.family import Objective
+from models.datasets import load_training_data
+from models.family import Objective, get_family
 from tuning import search
 from tuning.champion import tasks_of
 from tuning.mirror import Milestones
+from tuning.pictures import snapshot
 from tuning.results import SearchResult, Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -184,6 +186,27 @@ def test_best_trials_have_pictures_with_the_epoch_as_step(tmp_path: Path) -> Non
     assert int(result.best.load().record.epoch) in steps
     assert len(files) == 2 * len(steps), "a picture and its preview at each step, once"
     assert runs[0].data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_a_snapshot_shows_images_above_what_becomes_of_them(tmp_path: Path) -> None:
+    result = run(tmp_path, trials=1, data={"train_images": 30, "val_images": 6})
+    images = load_training_data(result.config.data)
+    (one,) = result.trials
+    assert one.checkpoint is not None
+    made = snapshot(one.checkpoint, get_family(one.family), images)
+    assert made is not None
+    name, epoch, pixels = made
+    assert (name, epoch) == ("reconstructions", int(one.load().record.epoch))
+    assert pixels.shape == (4 * 56, 4 * 56, 3)
+    cells = pixels[::2, ::2, 0].reshape(4, 28, 4, 28).transpose(0, 2, 1, 3)  # each pixel is two by two
+    decoded = (one.load().network.eval(), torch.from_numpy(images.val.images).float() / 255)
+    with torch.inference_mode():
+        network: Any = decoded[0]
+        restored = (network.decode(network.encode(decoded[1])) * 255).round().numpy()
+    for number, (row, column) in enumerate([(0, 0), (0, 1), (0, 2), (0, 3), (2, 0), (2, 1)]):
+        np.testing.assert_array_equal(cells[row, column], images.val.images[number, 0])
+        np.testing.assert_allclose(cells[row + 1, column], restored[number, 0], atol=1)
+    assert not cells[2:, 2:].any(), "places of which there are no images"
 
 
 def test_milestones_are_few() -> None:

@@ -83,8 +83,8 @@ def _samples(result: SearchResult, images: TrainingData) -> Figure | None:
     return sample_sheet(best.load(), title)
 
 
-SNAPSHOT_IMAGES, SNAPSHOT_CELL = 8, 56
-"""Columns of a snapshot, and least pixels of each."""
+SNAPSHOT_SIDE, SNAPSHOT_CELL = 4, 56
+"""Images on each side of a snapshot, which is square as the place for it in MLflow, and least pixels of each."""
 
 
 def snapshot(
@@ -110,11 +110,15 @@ def snapshot(
     model = load(checkpoint, family)
     subject = subject_of(model)
     if {"encode", "decode"} <= able:
-        name, shown = "reconstructions", images_of(images, subject, count=SNAPSHOT_IMAGES).images
-        rows = [shown.astype(np.float32) / np.float32(255), subject.reconstruct(shown)]
+        name, shown = "reconstructions", images_of(images, subject, count=SNAPSHOT_SIDE**2 // 2).images
+        places = np.zeros((SNAPSHOT_SIDE // 2, 2, SNAPSHOT_SIDE, *shown.shape[1:]), np.float32)  # originals above
+        for number, pair in enumerate(zip(shown / np.float32(255), subject.reconstruct(shown), strict=True)):
+            row, column = divmod(number, SNAPSHOT_SIDE)
+            places[row, :, column] = pair
     else:
-        name, rows = "samples", list(np.split(subject.sample(2 * SNAPSHOT_IMAGES), 2))
-    sheet = np.concatenate([np.concatenate(list(row), axis=2) for row in rows], axis=1)  # (C, rows·H, columns·W)
+        name, places = "samples", subject.sample(SNAPSHOT_SIDE**2)
+    cells = places.reshape(SNAPSHOT_SIDE, SNAPSHOT_SIDE, *places.shape[-3:])
+    sheet = np.concatenate([np.concatenate(row, axis=2) for row in cells], axis=1)  # (C, rows·H, columns·W)
     pixels = (np.nan_to_num(sheet).clip(0, 1) * 255).round().astype(np.uint8)
     if len(pixels) != 3:
         pixels = np.repeat(pixels[:1], 3, axis=0)
