@@ -303,6 +303,7 @@ def test_parent_run_says_what_the_search_is(tmp_path: Path, store: str) -> None:
         "scheduler": "asha",
         "cpus_per_trial": "1.0",
         "gpus_per_trial": "0.0",
+        "max_failures": "3",
     }
     tags = parent.data.tags
     assert tags["latentune.search"] == study.id
