@@ -228,7 +228,8 @@ def ray_session(config: SearchConfig) -> Iterator[None]:
             raise UserError.of("--address", address, f"no Ray cluster answers there ({error})") from error
     try:
         _check_cluster(config)
-        check_shared_folder(config)
+        if config.name:  # else it is for several searches, each of which checks its own folder
+            check_shared_folder(config)
         with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; stdout is for results
             yield
     finally:
