@@ -591,14 +591,20 @@ def test_journal_on_a_full_disk_ends_the_run_and_keeps_what_was_told(
     ]
 
 
-def test_lost_worker_fails_its_trial_only(tmp_path: Path) -> None:
+def test_lost_workers_fail_a_trial_once_there_are_too_many(tmp_path: Path) -> None:
     study = open_by_hand(tmp_path, trials=2)
+    assert study.config.max_failures == 3
     driver, _ = driver_of(study)
     start(driver)
-    driver.lost(0, "its worker died 4 times")
+    for counts in (True, True, False, False, True):  # a lost node is nobody's fault
+        driver.lost(0, "killed", counts=counts)
+        assert (study.trials[0].state, driver.finished) == ("running", False)
+        assert start(driver) == 0, "it goes on before a new trial begins"
+    driver.lost(0, "killed")
     driver.lost(0, "again")
-    assert (study.trials[0].state, study.trials[0].reason) == ("failed", "its worker died 4 times")
+    assert (study.trials[0].state, study.trials[0].reason) == ("failed", "its worker died 4 times: killed")
     finish_number = start(driver)
+    assert finish_number == 1
     driver.receive(finish_number, Message((record(3.0, distance(study.trials[1])),), "complete"))
     assert driver.finished
 
