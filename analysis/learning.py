@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.axes import scale_values
 from analysis.figures import BLUE, GREEN, ORANGE, PINK, WIDTH, style
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK)
@@ -33,8 +34,9 @@ def plot_records(records: Sequence[tuple[float, Mapping[str, float]]], title: st
             points = [(epoch, metrics[name]) for epoch, metrics in records if name in metrics]
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, linewidth=1.6, label=name)
         values = [metrics[name] for name in names for _, metrics in records if name in metrics]
-        if min(values) > 0 and max(values) > 10 * min(values) and math.isfinite(max(values)):
-            axes.set_yscale("log")
+        finite = [value for value in values if math.isfinite(value)]
+        if finite:
+            scale_values(axes, min(finite), max(finite))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")

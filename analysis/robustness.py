@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures import BLUE, GREY, WIDTH, style
 from analysis.result import Columns, Result
@@ -138,9 +138,11 @@ class Robustness(Result):
         if kind == "noise":
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         if kind == "noise" and self.metric == "mse":
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_ylim(bottom=0.3 * min(means[0], without[0]))
         else:
             axes.set_ylim(bottom=0)

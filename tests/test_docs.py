@@ -113,6 +113,15 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert target.startswith("docs/images/") or (document.parent / target).exists(), f"{document}: {target}"
 
 
+def test_the_readme_tells_of_published_rows_what_their_tables_do() -> None:
+    told = re.findall(
+        r"^\| \[[\w-]+\]\((docs/reports/[\w-]+\.md)\) (\|.*\|)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert {Path(table).stem for table, _ in told} == {path.stem for path in ROOT.glob("docs/reports/*.md")}
+    for table, cells in told:
+        assert f"\n{cells} " in (ROOT / table).read_text(), cells
+
+
 FAMILIES = ROOT / "docs" / "families.md"
 ANALYSIS = ROOT / "docs" / "analysis.md"
 SMALL = {
