@@ -102,7 +102,7 @@ class Round:
     def go(self) -> SearchResult:
         """Disturb the search until it is over; how it stands then, checked."""
         began = time.monotonic()
-        driver, pause = self._start(), self._pause()
+        driver, kind = self._start(), self._random.choice(KINDS)
         next_kill, server_back = time.monotonic() + 6, 0.0
         while True:
             now = time.monotonic()
@@ -116,14 +116,12 @@ class Round:
             assert code in (None, -signal.SIGKILL), f"{self._name}: {driver.stderr}"
             if code is not None:
                 driver = self._start()
-            if now >= next_kill and self.kills.total() < MOST_KILLS:
-                kind = self._random.choice(KINDS)
-                if self._kill(kind, driver, bool(server_back)):
-                    self.kills[kind] += 1
-                    if kind == "mlflow":
-                        server_back = now + 5
-                    next_kill = now + pause
-                    pause = self._pause()
+            if now >= next_kill and self.kills.total() < MOST_KILLS and self._kill(kind, driver, bool(server_back)):
+                self.kills[kind] += 1
+                if kind == "mlflow":
+                    server_back = now + 5
+                next_kill = now + self._random.uniform(*PAUSE_S)
+                kind = self._random.choice(KINDS)  # kept until there is one: else it would rarely be a worker
             time.sleep(0.1)
         if server_back:
             self._mlflow.start()
@@ -135,9 +133,6 @@ class Round:
 
     def _start(self) -> Running:
         return Running([str(COMMAND), *self._words], self._folder, with_test_families())
-
-    def _pause(self) -> float:
-        return self._random.uniform(*PAUSE_S)
 
     def _look(self) -> None:
         if (self._folder / "runs" / self._name / "study.journal").is_file():

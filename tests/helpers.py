@@ -299,12 +299,12 @@ def raylet_pid(node: Any) -> int:
 
 
 def workers_of(node: Any) -> list[int]:
-    """The processes on a node that train."""
+    """The processes on a node that train, or wait for the next trial."""
     found: list[int] = []
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(raylet_pid(node)).children():
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if "Trainable" in " ".join(child.cmdline()):
+                if any(name in " ".join(child.cmdline()) for name in ("ResourceTrainable", "TrialActor")):
                     found.append(child.pid)
     return found
 
