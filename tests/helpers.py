@@ -314,7 +314,7 @@ def without_ray() -> Iterator[None]:
     """Inside, ``search()`` trains its trials in this process, one after the other, by the function that workers run."""
     from tuning import ray_tune
 
-    def train(driver: Driver, images: TrainingData, reinstall: Callable[[], None]) -> None:
+    def train(driver: Driver, images: TrainingData) -> None:
         config, data = driver.study.config, DataOnDevice(images)
         assignment = Assignment(config.family, config.budget(), config.numerics())
         while (trial := driver.next_trial()) is not None:

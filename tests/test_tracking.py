@@ -696,7 +696,7 @@ def test_slow_progress_has_a_bound_too(tmp_path: Path, store: str, monkeypatch: 
 # --- passwords -------------------------------------------------------------------------------------------------------
 
 
-def train_here(driver: Driver, data: TrainingData, reinstall: Callable[[], None]) -> None:
+def train_here(driver: Driver, data: TrainingData) -> None:
     """Stands in for the part of a run that needs Ray."""
     while (trial := driver.next_trial()) is not None:
         driver.receive(trial.number, Message((record(3.0, distance(trial)),), "complete"))

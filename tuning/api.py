@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -324,9 +324,9 @@ def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures
     try:
         with view:
             driver = Driver(study, listeners, max_concurrent=1, deadline=deadline)
-            with _stop_on_signals(driver) as reinstall:
+            with _stop_on_signals(driver):
                 if not driver.finished:
-                    _train(driver, images, reinstall)
+                    _train(driver, images)
             result = SearchResult(
                 config, family.objective, tuple(map(_at_rest, study.ordered())), driver.outcome, driver.signal
             )
@@ -345,47 +345,38 @@ def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures
     )
 
 
-def _train(driver: Driver, images: TrainingData, reinstall: Callable[[], None]) -> None:
+def _train(driver: Driver, images: TrainingData) -> None:
     from tuning.ray_tune import concurrency, ray_session, run_trials
     from tuning.trial import Assignment
 
     config = driver.study.config
-    try:
-        with ray_session(config):
-            reinstall()  # Ray puts a SIGTERM handler of its own in place of ours
-            driver.max_concurrent = concurrency(config)
-            run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images)
-    except SystemExit as end:  # what that one does, while Ray starts
-        if end.code != signal.SIGTERM:
-            raise
-        driver.interrupt(signal.SIGTERM)
+    with ray_session(config):
+        driver.max_concurrent = concurrency(config)
+        run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images)
 
 
 @contextmanager
-def _stop_on_signals(driver: Driver) -> Iterator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM ask the driver to stop; a second one is obeyed at once. Yields a way to say so again."""
+def _stop_on_signals(driver: Driver) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the driver to stop; a second one is obeyed at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield
         return
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in wanted}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def handle(number: int, frame: object) -> None:
         driver.interrupt(number)
-        for each in wanted:
-            signal.signal(each, before[each])
+        restore()
 
-    def install() -> None:
-        if not driver.stopping:
-            for number in wanted:
-                signal.signal(number, handle)
-
-    install()
+    for number in before:
+        signal.signal(number, handle)
     try:
-        yield install
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def write_yaml(config: SearchConfig) -> None:

@@ -34,7 +34,9 @@ if [[ -z $venv ]]; then
     [[ -x $venv/bin/pip ]] || "$python" -m venv "$venv"
     # A copy, since building writes beside the sources, and Ray compares those with what it sent.
     rm -rf "$settings/sources" && cp -r "$project" "$settings/sources"
-    "$venv/bin/pip" install --quiet --constraint "$project/constraints.txt" "$settings/sources[postgres]" "$@"
+    extras=postgres
+    case ${LATENTUNE_RUNS_DIR:-} in s3://*) extras+=,s3 ;; gs://*) extras+=,gs ;; esac
+    "$venv/bin/pip" install --quiet --constraint "$project/constraints.txt" "$settings/sources[$extras]" "$@"
 fi
 
 {
