@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,26 @@ def test_a_lost_node_costs_no_trial_and_a_new_one_is_used(tmp_path: Path, cluste
     assert_went_on(after)
     assert_told_to_optuna(after)
     assert_mirrored(after, uri)
+
+
+@pytest.mark.slow
+def test_a_node_that_comes_late_is_used_by_trials_shorter_than_its_start(tmp_path: Path, cluster: Any) -> None:
+    """Its first worker is left to start, and stays."""
+    words = ("search", SLEEPY, "--dataset", "digits", "--tracking-uri", "none", "--trials", "60", "--scheduler", "none")
+    with running(
+        *(*words, *places(tmp_path, cluster.address), "--max-epochs", "1", "--train-images", "96"),
+        *("--set", "seconds=0.3"),
+        cwd=tmp_path,
+        env=with_test_families(),
+    ) as driver:
+        driver.wait_until(lambda: ended(peek(tmp_path, "it")) >= 3)
+        late = cluster.add_node(num_cpus=1)
+        seen: set[int] = set()
+        while driver.process.poll() is None:
+            seen.update(workers_of(late))
+            time.sleep(0.05)
+    assert driver.process.returncode == 0, driver.stderr
+    assert len(seen) == 1
 
 
 @pytest.mark.slow

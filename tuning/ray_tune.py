@@ -95,6 +95,13 @@ class TuneScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._driver = driver
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None: Ray Tune then starts what is queued, and each trial keeps the worker that is starting for it.
+
+        A trial that is chosen here takes over a worker that has become free, and the one that was starting for it is
+        ended: with trials shorter than a worker's start, the second worker would never come.
+        """
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         return str(TrialScheduler.STOP if self._receive(trial, result) else TrialScheduler.CONTINUE)
 
