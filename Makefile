@@ -24,6 +24,7 @@ types: $(MARK)
 bench: $(MARK)  ## figures on this machine; nothing is asserted
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python -m benchmarks.compare --results build/comparison --contenders latentune ray-tune optuna
 
 $(MARK): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "latentune needs Python 3.11 or newer; try: make PYTHON=python3.11")'

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -38,7 +39,6 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs' files")
     parser.add_argument("--figures", type=Path, help="folder for a figure a workload (default: that of the results)")
     parser.add_argument("--our-trials", type=int, help="trials of ours in a search, if not as many as the others have")
-    parser.add_argument("--syne-tune-python", default=sys.executable, help="a Python that has syne-tune")
     parser.add_argument("--only-sum-up", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
     data_dir = arguments.data_dir.expanduser().absolute()
@@ -47,7 +47,11 @@ def main() -> None:
     failed = []
     if not arguments.only_sum_up:
         fetch(data_dir)
-        for run in plan(arguments.workloads, arguments.parts, arguments.seeds, arguments.contenders):
+        contenders = arguments.contenders
+        if "syne-tune" in contenders and find_spec("syne_tune") is None:
+            print("without Syne Tune, which is not installed: pip install -e '.[bench]'", file=sys.stderr)
+            contenders.remove("syne-tune")
+        for run in plan(arguments.workloads, arguments.parts, arguments.seeds, contenders):
             path = results / run.file_name
             if path.exists():
                 continue
@@ -57,7 +61,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="compare-") as scratch:
                 try:
                     more = arguments.our_trials if (run.contender, run.part) == ("latentune", "search") else None
-                    result = measure(run, data_dir, Path(scratch), arguments.syne_tune_python, more)
+                    result = measure(run, data_dir, Path(scratch), more)
                 except RuntimeError as error:  # the others are worth measuring all the same
                     print(f"failed\n{error}", file=sys.stderr)
                     failed.append(run)

@@ -67,8 +67,7 @@ def measure(
     if run.contender == OURS:
         command = our_command(run, trials, data_dir, scratch)
     else:
-        python = syne_tune_python if run.contender == "syne-tune" else sys.executable
-        command = [python, "-m", *PEERS[run.contender], "--workload", run.workload, "--part", run.part]
+        command = [sys.executable, "-m", *PEERS[run.contender], "--workload", run.workload, "--part", run.part]
         command += ["--seed", str(run.seed), "--trials", str(trials), "--data-dir", str(data_dir)]
         command += ["--out", str(out), "--scratch", str(scratch)]
     began, wall_s = _time(command, log)

