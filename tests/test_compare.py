@@ -102,10 +102,11 @@ def test_the_peers_see_the_same_images(small_fashion: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_small_comparison_from_end_to_end(small_fashion: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.compare", "--workloads", "classifier-smoke", "--data-dir"]
     words += [str(small_fashion), "--results", str(tmp_path / "results"), "--contenders", "latentune", "optuna"]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr
     assert "| Optuna | 1 |" in done.stdout
     runs = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*-1.json")}
