@@ -178,6 +178,8 @@ def _check(run: Run, result: dict[str, Any], log: Path) -> None:
     problem = None
     if not done or max(done.values()) > most:
         problem = f"epochs: {done}"
+    if run.contender != OURS and len(done) < run.trials():  # one of ours may fail before its first report, by a NaN
+        problem = f"{len(done)} trials of {run.trials()}"
     if run.part == "same-work" and sorted(done.values()) != [most] * run.trials():
         problem = f"not {run.trials()} trials of {most} epochs: {done}"
     if problem:
