@@ -63,7 +63,10 @@ def main() -> None:
             random_seed=task.seed,
         )
     tuner = Tuner(
-        trial_backend=LocalBackend(entry_point=str(Path(__file__).with_name("syne_tune_trial.py"))),
+        trial_backend=LocalBackend(
+            entry_point=str(Path(__file__).with_name("syne_tune_trial.py")),
+            rotate_gpus=False,  # there are none; looking for them would leave a file in the working directory
+        ),
         scheduler=scheduler,
         stop_criterion=StoppingCriterion(max_num_trials_started=task.trials - 1),  # it stops after one more
         n_workers=len(os.sched_getaffinity(0)),
