@@ -73,8 +73,8 @@ def _two(known: Range, drawn: random.Random) -> list[Any]:
 AUTOENCODER = Workload(
     name="autoencoder",  # the space of Capettini's report; what that leaves open as its reproduction has it
     family="conv_autoencoder",
-    train_images=20_000,
-    val_images=4_000,
+    train_images=10_000,
+    val_images=5_000,
     fixed={
         **{"batch_size": 64, "hidden_units": 64, "activation": "relu", "batch_norm": False, "dropout": 0.0},
         "momentum": 0.9,
