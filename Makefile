@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MARK := .venv/.installed
 
-.PHONY: search test test-slow lint types bench clean
+.PHONY: search test test-slow lint types bench docs clean
 
 search: $(MARK)  ## a real search on the embedded data set: leaderboard, place of the results, command for the UI
 	$(BIN)/latentune search conv_autoencoder --dataset digits --trials 12 --max-epochs 9
@@ -26,6 +26,9 @@ bench: $(MARK)  ## figures on this machine; nothing is asserted
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python -m benchmarks.compare --results build/comparison --contenders latentune ray-tune optuna
 
+docs: $(MARK)  ## the documentation as a site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 $(MARK): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "latentune needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -33,4 +36,4 @@ $(MARK): pyproject.toml constraints.txt
 	touch $(MARK)
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
