@@ -134,7 +134,8 @@ def _list_images(setting: Setting, root: Path) -> tuple[tuple[str, ...], list[Pa
     """Class names, files and labels (int64, (N,)) of ``root/<class>/<file>``, sorted by class and file name."""
     names = class_folders(setting, root)
     if not names:
-        raise setting.error(f"{root} must hold one folder of {', '.join(IMAGE_SUFFIXES)} files per class; it has none")
+        needs = f"{root} must hold one folder of {', '.join(IMAGE_SUFFIXES)} files per class; it has none"
+        raise setting.error(f"{needs} (images without classes: all in one folder, such as {root / 'all'})")
     files: list[list[Path]] = []
     for name in names:
         try:

@@ -307,6 +307,7 @@ def test_search_that_is_another_one(tmp_path: Path, env: dict[str, str], refused
     told = refused(*words, "--train-images", "65", "--space", "b=0..0.5", cwd=tmp_path, env=env)
     assert set(told) == {"max_epochs", "seed", "set.a", "space.a", "space.b", "data.train_images"}
     assert told["seed"] == "got 3; the search 'by-hand' has 0 there; choose another name for another search"
+    assert told["set.a"] == "got 0.5; the search 'by-hand' has nothing there; choose another name for another search"
     assert study.config.study_file.read_bytes() == before
     assert set(refused_here("search", "conv_autoencoder", "--name", "by-hand")) == {"family"}
     assert study.config.study_file.read_bytes() == before

@@ -522,7 +522,7 @@ def test_missing_files_without_download(tmp_path: Path) -> None:
 
 
 def test_bad_image_folders(tmp_path: Path) -> None:
-    assert "one folder" in refused(pictures(tmp_path))
+    assert f"images without classes: all in one folder, such as {tmp_path / 'all'}" in refused(pictures(tmp_path))
     for index in range(3):
         write_image(tmp_path / "a" / f"{index}.png", index)
     (tmp_path / "b").mkdir()

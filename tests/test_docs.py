@@ -248,6 +248,7 @@ def parse(words: list[str]) -> None:
     group: Any = typer.main.get_command(app)
     assert words[1] in group.commands, words
     context = group.commands[words[1]].make_context(words[1], words[2:])
+    assert not any(context.meta.values()), words  # a command may keep what is wrong for itself to tell
     given = context.params
     if words[1] == "submit":
         parse(["latentune", *given["words"]])

@@ -322,7 +322,8 @@ def continued(stored: SearchConfig, given: Mapping[str, Any]) -> SearchConfig:
 
 
 def _differs(stored: SearchConfig, value: object) -> str:
-    return f"the search {stored.name!r} has {value!r} there; choose another name for another search"
+    has = "nothing" if value is None else repr(value)
+    return f"the search {stored.name!r} has {has} there; choose another name for another search"
 
 
 def _longer_than(items: Iterable[object], most: int) -> bool:
