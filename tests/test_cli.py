@@ -169,7 +169,7 @@ def test_help_of_search_names_every_option() -> None:
         (["serch"], "serch"),
         (["search", "--trails", "3"], "--trails"),
         (["search", "--trials", "three"], "--trials"),
-        (["trials"], "Missing argument 'name'"),
+        (["trials"], "Missing argument 'NAME'"),
         (["replay", "name", "first"], "'trial'"),
         (["ui", "--port", "0"], "--port"),
         (["search"], "FAMILY"),

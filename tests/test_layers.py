@@ -43,6 +43,7 @@ MAY_IMPORT = {
         "tuning/analysis_commands.py",
         "tuning/cli.py",
         "tuning/job_commands.py",
+        "tuning/options.py",
         "tuning/reproduce_command.py",
         "tuning/window_commands.py",
     },

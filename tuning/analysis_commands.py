@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from tuning.options import RUNS, AsJson, RunsDir, SearchName, pairs
 
 if TYPE_CHECKING:
     from analysis.importance import Values
@@ -16,19 +18,13 @@ if TYPE_CHECKING:
     from tuning.analysing import Target
     from tuning.results import SearchResult, Trial
 
-Search = Annotated[str, typer.Argument(metavar="NAME", help="A search.", show_default=False)]
 Target_ = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False)]
 TrialNumber = Annotated[int | None, typer.Option("--trial", help="Number of the trial (default the best one).")]
-RunsDir = Annotated[
-    str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder, or s3://…")
-]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Other images than the search's.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files are now.")]
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results (default in the search's).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON value.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides everything random.")]
-RUNS = "runs"
 
 
 def register(app: typer.Typer) -> None:
@@ -195,8 +191,11 @@ def finetune(
 ) -> None:
     """Train a classifier on the encoder, and the same network from scratch; compare accuracy and time."""
     from analysis import finetune as run
+    from models.errors import ProblemCollector
 
-    settings = _pairs("--set", fixed or [])
+    problems = ProblemCollector()
+    settings = pairs(problems, "--set", fixed)
+    problems.raise_if_any()
     options = {"head": head, "frozen": frozen, "epochs": epochs, "patience": patience, "settings": settings}
     options |= {"from_scratch": from_scratch, "seed": seed}
     _analyse(
@@ -237,27 +236,8 @@ def compare(
     folder, files = keep(result, targets[0][1].folder.parent, options, out)
     for search in {target.search.name: target.search for _, target in targets if target.search}.values():
         _warn(tell_mlflow(search, None, folder, files, {}))
-    if as_json:
-        summary = plain(result.summary())
-        print(json.dumps({"analysis": result.name, "folder": str(folder), "files": [f.name for f in files], **summary}))
-    else:
-        print_comparison(result.tables()["trials"], folder, files)
-
-
-def _pairs(option: str, given: list[str]) -> dict[str, str]:
-    """``FIELD=VALUE`` words as a mapping.
-
-    Raises:
-        UserError: words without ``=``.
-    """
-    from models.errors import ProblemCollector
-
-    problems = ProblemCollector()
-    for word in given:
-        if "=" not in word:
-            problems.add(option, word, "write it as FIELD=VALUE")
-    problems.raise_if_any()
-    return {name.strip(): value for name, _, value in (word.partition("=") for word in given)}
+    columns = result.tables()["trials"]
+    _show(result, plain(result.summary()), folder, files, as_json, lambda: print_comparison(columns, folder, files))
 
 
 def reconstruct(
@@ -334,7 +314,7 @@ def embed(
 
 
 def importance(
-    name: Search,
+    name: SearchName,
     values: Annotated[
         str, typer.Option(help="rung: all trials, at the epoch that all reached; complete: complete trials alone.")
     ] = "rung",
@@ -356,7 +336,7 @@ def importance(
 
 
 def report(
-    name: Search,
+    name: SearchName,
     runs_dir: RunsDir = RUNS,
     out: Annotated[Path | None, typer.Option(help="File (default report.html in the search's folder).")] = None,
     as_json: AsJson = False,
@@ -422,10 +402,23 @@ def _hand_over(
     folder, files = keep(result, folder, options, out)
     summary = plain(result.summary())
     _warn(tell_mlflow(search, trial, folder, files, summary))
+    heading = f"{result.name} of {title}"
+    _show(result, summary, folder, files, as_json, lambda: print_analysis(heading, summary, folder, files))
+
+
+def _show(
+    result: Result,
+    summary: dict[str, Any],
+    folder: Path,
+    files: Sequence[Path],
+    as_json: bool,
+    print_table: Callable[[], None],
+) -> None:
+    """The numbers of a result as one JSON value, or as a table."""
     if as_json:
         print(json.dumps({"analysis": result.name, "folder": str(folder), "files": [f.name for f in files], **summary}))
     else:
-        print_analysis(f"{result.name} of {title}", summary, folder, files)
+        print_table()
 
 
 def _warn(problem: str | None) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tuning import analysis_commands, job_commands, reproduce_command, window_commands
+from tuning.options import RUNS, AsJson, RunsDir, SearchName, pairs
 
 app = typer.Typer(
     name="latentune",
@@ -23,13 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RunsDir = Annotated[
-    str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder, or s3://…")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
-Name = Annotated[str, typer.Argument(help="Name of a search.", show_default=False)]
-RUNS = "runs"
 
 
 def main() -> None:
@@ -134,14 +128,10 @@ def search(
     settings: dict[str, Any] = {}
     with problems.gather():
         settings = read_yaml(config) if config else {}
-    pairs: dict[str, dict[str, str]] = {"set": {}, "space": {}}
-    for option, given in (("set", fixed), ("space", space)):
-        for item in given or ():
-            field, equals, value = item.partition("=")
-            if not (field and equals and value):
-                problems.add(f"--{option}", item, f"write it as FIELD={'VALUE' if option == 'set' else 'RANGE'}")
-                continue
-            pairs[option][field] = value
+    fields = {
+        "set": pairs(problems, "--set", fixed),
+        "space": pairs(problems, "--space", space, "FIELD=RANGE"),
+    }
     for key in settings.keys() & {"progress", "pictures"}:  # arguments of search() beside the settings
         problems.add(key, settings.pop(key), "is no setting of a search")
     options = {
@@ -178,7 +168,7 @@ def search(
         "image_size": image_size,
         "binarise": binarise,
     }
-    nested: dict[str, dict[str, Any]] = {"data": data, **pairs}
+    nested: dict[str, dict[str, Any]] = {"data": data, **fields}
     for key, parts in nested.items():
         wanted = {k: v for k, v in parts.items() if v is not None}
         if wanted and isinstance(settings.get(key) or {}, dict):
@@ -211,7 +201,7 @@ def search(
 
 
 @app.command()
-def trials(name: Name, runs_dir: RunsDir = RUNS, as_json: AsJson = False) -> None:
+def trials(name: SearchName, runs_dir: RunsDir = RUNS, as_json: AsJson = False) -> None:
     """List the trials of a search, also while it runs."""
     from tuning.api import load_search
     from tuning.report import print_trials
@@ -225,7 +215,7 @@ def trials(name: Name, runs_dir: RunsDir = RUNS, as_json: AsJson = False) -> Non
 
 @app.command()
 def best(
-    name: Name,
+    name: SearchName,
     runs_dir: RunsDir = RUNS,
     as_json: AsJson = False,
     export: Annotated[Path | None, typer.Option(help="Copy the best checkpoint to this new file.")] = None,
@@ -248,7 +238,7 @@ def best(
 
 @app.command()
 def replay(
-    name: Name,
+    name: SearchName,
     trial: Annotated[int, typer.Argument(help="Number of the trial.", show_default=False)],
     runs_dir: RunsDir = RUNS,
     data_dir: Annotated[Path | None, typer.Option(help="Where the data set's files are now.")] = None,

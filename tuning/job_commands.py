@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
+from tuning.options import AsJson, pairs
+
 Address = Annotated[
     str | None,
     typer.Option("--address", help="Ray dashboard (default $RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)."),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, see `latentune jobs`.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,12 +47,7 @@ def submit(
     from tuning.jobs import Cluster, option
 
     problems = ProblemCollector()
-    given: dict[str, str] = {}
-    for item in env or ():
-        name, equals, value = item.partition("=")
-        if not (name and equals):
-            problems.add("--env", item, "write it as NAME=VALUE")
-        given[name] = value
+    given = pairs(problems, "--env", env, "NAME=VALUE")
     if words[0] == "search" and not option(words, "--name"):
         problems.add("--name", None, "must be given, so that the same submit can continue the search")
     if not working_dir.is_dir():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-RUNS = "runs"
+from tuning.options import RUNS, AsJson, RunsDir
 
 
 def register(app: typer.Typer) -> None:
@@ -26,16 +26,14 @@ def reproduce(
     ] = None,
     budget: Annotated[str, typer.Option(help="smoke (seconds), small (minutes) or full (as the report).")] = "small",
     data_dir: Annotated[Path | None, typer.Option(help="Where the data sets' files are.")] = None,
-    runs_dir: Annotated[
-        str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder.")
-    ] = RUNS,
+    runs_dir: RunsDir = RUNS,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results (default reproductions/REPORT-BUDGET in runs).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random (default the file's).")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store or server; none for no tracking.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the file and list its steps; do nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Reproduce a published experiment, and set each of its numbers and pictures beside ours.

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-RunsDir = Annotated[str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept.")]
+from tuning.options import RUNS, RunsDir, SearchName
+
 Port = Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser where there is one.")]
-RUNS = "runs"
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def ui(
 
 
 def dashboard(
-    name: Annotated[str, typer.Argument(help="Name of a search.", show_default=False)],
+    name: SearchName,
     runs_dir: RunsDir = RUNS,
     port: Port = 8080,
     browser: Browser = True,
