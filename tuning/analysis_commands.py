@@ -223,7 +223,8 @@ def compare(
     from analysis import Candidate
     from analysis import compare as run
     from analysis.result import plain
-    from tuning.analysing import find_targets, keep, progress_bar, tell_mlflow
+    from tuning.analysing import find_targets, keep, tell_mlflow
+    from tuning.progress import progress_bar
     from tuning.report import print_comparison
 
     targets = find_targets(names, runs_dir, trials, {"data_dir": None if data_dir is None else str(data_dir)})
@@ -324,8 +325,8 @@ def importance(
     as_json: AsJson = False,
 ) -> None:
     """Tell which parameters matter, and draw how a search went: history, rungs, curves, slices."""
-    from tuning.analysing import progress_bar
     from tuning.api import load_search
+    from tuning.progress import progress_bar
     from tuning.search_page import weigh
 
     search = load_search(name, runs_dir)
@@ -342,8 +343,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a page with everything about a search: one HTML file that needs no network."""
-    from tuning.analysing import progress_bar, tell_mlflow
+    from tuning.analysing import tell_mlflow
     from tuning.api import load_search
+    from tuning.progress import progress_bar
     from tuning.report import print_page
     from tuning.search_page import write_page
 
@@ -374,7 +376,8 @@ def _analyse(
         run: the analysis; its second argument is told of progress.
         options: what makes this result another one than that of the same command with other options.
     """
-    from tuning.analysing import find_target, progress_bar
+    from tuning.analysing import find_target
+    from tuning.progress import progress_bar
 
     changed = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
     target = find_target(name, runs_dir, trial=trial, changed=changed)

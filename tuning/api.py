@@ -27,6 +27,7 @@ from tuning.results import SearchResult, Trial
 from tuning.store import ADDRESS_FILE, JOURNAL_FILE, has_study, is_running, store_of
 
 if TYPE_CHECKING:
+    from models.data_sources import Progress
     from models.datasets import TrainingData
     from tuning.driver import Driver, Listener
     from tuning.study import SearchStudy
@@ -69,8 +70,11 @@ def search(
         SearchLockedError: another process runs this search.
         StorageError: the run folder cannot be written (any more); what was told before is kept.
     """
+    from tuning.progress import progress_bar
+
     began = time.perf_counter()
-    config, images = _prepare(_together(family, dataset, data_dir, settings))
+    with progress_bar(quiet=progress == "none") as told:
+        config, images = _prepare(_together(family, dataset, data_dir, settings), told)
     config = config.with_lowest_rung(len(images.train.labels))
     with store_of(config.run_dir, config.study_url).locked():
         return _run(config, images, progress=progress, pictures=pictures, began=began)
@@ -149,7 +153,7 @@ def _together(
     return given
 
 
-def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
+def _prepare(given: Mapping[str, Any], on_progress: Progress | None = None) -> tuple[SearchConfig, TrainingData]:
     """The config and its images, after everything that can be checked beforehand was.
 
     Raises:
@@ -164,7 +168,7 @@ def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
     known = config or SearchConfig(family="", **valid)
     images: TrainingData | None = None
     with problems.gather():
-        images = load_images(known)
+        images = load_images(known, on_progress)
     with problems.gather():
         _check_device(known)
     if known is config or "runs_dir" not in given or "runs_dir" in valid:
@@ -232,11 +236,11 @@ def _fresh_name(config: SearchConfig) -> str:
     return f"{stem}-{number:03d}"
 
 
-def load_images(config: SearchConfig) -> TrainingData:
+def load_images(config: SearchConfig, on_progress: Progress | None = None) -> TrainingData:
     """The search's images, checked against the family's default config."""
     from models.datasets import load_training_data
 
-    images = load_training_data(config.data)
+    images = load_training_data(config.data, on_progress=on_progress)
     if config.family:
         family = get_family(config.family)
         space = space_of(config, family)

@@ -55,8 +55,8 @@ def reproduce(
         told.print_steps(file, budget)
         return
 
-    from tuning.analysing import progress_bar
     from tuning.config import runs_folder
+    from tuning.progress import progress_bar
     from tuning.reproduction import Means, StoppedError
     from tuning.reproduction import reproduce as run
     from tuning.reproduction_page import write_results
