@@ -19,7 +19,7 @@ FILES = {
 ALL = [path for files in FILES.values() for path in files]
 
 MAY_IMPORT = {
-    "ray": {"tuning/jobs.py", "tuning/ray_tune.py", "tuning/trial.py"},
+    "ray": {"tuning/jobs.py", "tuning/ray_session.py", "tuning/ray_tune.py", "tuning/trial.py"},
     "mlflow": {"tuning/champion.py", "tuning/champion_model.py", "tuning/mirror.py", "tuning/mlflow_store.py"},
     "optuna": {
         "analysis/anova.py",

@@ -224,8 +224,8 @@ def compare(
     from analysis import compare as run
     from analysis.result import plain
     from tuning.analysing import find_targets, keep, tell_mlflow
-    from tuning.progress import progress_bar
     from tuning.report import print_comparison
+    from tuning.waiting import progress_bar
 
     targets = find_targets(names, runs_dir, trials, {"data_dir": None if data_dir is None else str(data_dir)})
     candidates = [
@@ -326,8 +326,8 @@ def importance(
 ) -> None:
     """Tell which parameters matter, and draw how a search went: history, rungs, curves, slices."""
     from tuning.api import load_search
-    from tuning.progress import progress_bar
     from tuning.search_page import weigh
+    from tuning.waiting import progress_bar
 
     search = load_search(name, runs_dir)
     with progress_bar(as_json) as told:
@@ -345,9 +345,9 @@ def report(
     """Write a page with everything about a search: one HTML file that needs no network."""
     from tuning.analysing import tell_mlflow
     from tuning.api import load_search
-    from tuning.progress import progress_bar
     from tuning.report import print_page
     from tuning.search_page import write_page
+    from tuning.waiting import progress_bar
 
     search = load_search(name, runs_dir)
     with progress_bar(as_json) as told:
@@ -377,7 +377,7 @@ def _analyse(
         options: what makes this result another one than that of the same command with other options.
     """
     from tuning.analysing import find_target
-    from tuning.progress import progress_bar
+    from tuning.waiting import progress_bar
 
     changed = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
     target = find_target(name, runs_dir, trial=trial, changed=changed)

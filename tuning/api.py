@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from models.data_sources import Progress
     from models.datasets import TrainingData
     from tuning.driver import Driver, Listener
+    from tuning.progress import View
     from tuning.study import SearchStudy
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -70,10 +71,11 @@ def search(
         SearchLockedError: another process runs this search.
         StorageError: the run folder cannot be written (any more); what was told before is kept.
     """
-    from tuning.progress import progress_bar
+    from tuning.waiting import progress_bar
 
     began = time.perf_counter()
-    with progress_bar(quiet=progress == "none") as told:
+    with progress_bar(quiet=progress == "none", lines=True) as told:
+        told("checking, and reading the images", 0, 0)
         config, images = _prepare(_together(family, dataset, data_dir, settings), told)
     config = config.with_lowest_rung(len(images.train.labels))
     with store_of(config.run_dir, config.study_url).locked():
@@ -330,7 +332,7 @@ def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures
             driver = Driver(study, listeners, max_concurrent=1, deadline=deadline)
             with _stop_on_signals(driver):
                 if not driver.finished:
-                    _train(driver, images)
+                    _train(driver, images, view)
             result = SearchResult(
                 config, family.objective, tuple(map(_at_rest, study.ordered())), driver.outcome, driver.signal
             )
@@ -349,14 +351,19 @@ def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures
     )
 
 
-def _train(driver: Driver, images: TrainingData) -> None:
-    from tuning.ray_tune import concurrency, ray_session, run_trials
-    from tuning.trial import Assignment
-
+def _train(driver: Driver, images: TrainingData, view: View) -> None:
     config = driver.study.config
-    with ray_session(config):
+    address = cluster_address(config)
+    view.stage("starting Ray" if address is None else f"connecting to the Ray cluster at {address}")
+    from tuning.ray_session import concurrency, ray_session
+
+    with ray_session(config) as ours:
         driver.max_concurrent = concurrency(config)
-        run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images)
+        view.stage(f"starting workers, {driver.max_concurrent} at a time")
+        from tuning.ray_tune import run_trials  # loads Ray Tune, while the workers load torch
+        from tuning.trial import Assignment
+
+        run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images, warm=ours)
 
 
 @contextmanager

@@ -56,10 +56,10 @@ def reproduce(
         return
 
     from tuning.config import runs_folder
-    from tuning.progress import progress_bar
     from tuning.reproduction import Means, StoppedError
     from tuning.reproduction import reproduce as run
     from tuning.reproduction_page import write_results
+    from tuning.waiting import progress_bar
 
     with progress_bar(quiet or as_json) as bar:
         means = Means(
