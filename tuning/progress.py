@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tuning.study import SearchStudy
 
 VIEWS = ("auto", "live", "lines", "none")
-STYLE = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan", "interrupted": "magenta"}
+STYLE = {"complete": "green", "pruned": "dim", "failed": "red", "running": "cyan", "interrupted": "magenta"}
 
 
 class View(Protocol):
