@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.datasets import DataOptions
-from models.errors import LatentuneError, UserError
+from models.errors import LatentuneError, UserError, did_you_mean
 from models.family import get_family
 from models.places import place
 from tuning.api import load_search
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from analysis.evolution import Evolution
     from analysis.result import Result
     from models.checkpoint import Trained
+    from models.numerics import Numerics
 
 OPTIONS_FILE = "options.json"
 
@@ -231,3 +232,20 @@ def tell_mlflow(
 
     config, number = search.config, None if trial is None else trial.number
     return log_analysis(config, search_id(load_study(config.run_dir)), number, folder, files, summary)
+
+
+def numerics_on(device: str) -> Numerics:
+    """One core's numerics on a device that is named on the command line.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    import torch
+
+    from models.numerics import Numerics
+
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    if device not in known:
+        raise UserError.of("--device", device, did_you_mean(device, known) + "; torch sees no other here")
+    return Numerics(device)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tuning.options import RUNS, AsJson, RunsDir, SearchName, pairs
+from tuning.choices import SPLITS
+from tuning.options import RUNS, AsJson, RunsDir, SearchName, datasets, one_of, pairs, searches
+from tuning.usage import Command
+from tuning.waiting import say
 
 if TYPE_CHECKING:
     from analysis.importance import Values
@@ -18,11 +21,16 @@ if TYPE_CHECKING:
     from tuning.analysing import Target
     from tuning.results import SearchResult, Trial
 
-Target_ = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False)]
+Target_ = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False, autocompletion=searches),
+]
 TrialNumber = Annotated[int | None, typer.Option("--trial", help="Number of the trial (default the best one).")]
-Dataset = Annotated[str | None, typer.Option("--dataset", help="Other images than the search's.")]
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", help="Other images than the search's.", autocompletion=datasets)
+]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files are now.")]
-SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+SplitName = Annotated[str, typer.Option("--split", help="train, val or test.", autocompletion=one_of(*SPLITS))]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results (default in the search's).")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides everything random.")]
 
@@ -30,8 +38,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Decides everything random.")]
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     panel = "Use what was found"
-    for command in (evaluate, reconstruct, embed, finetune, generate, robustness, filters, compare, importance, report):
-        app.command(rich_help_panel=panel)(command)
+    for command, *examples in COMMANDS:
+        lines = [f"latentune {command.__name__} {example}" for example in examples]
+        epilog = "\n\n".join(["Examples:" if len(lines) > 1 else "Example:", *lines])
+        app.command(cls=Command, rich_help_panel=panel, epilog=epilog)(command)
 
 
 def evaluate(
@@ -175,13 +185,24 @@ def filters(
 def finetune(
     name: Target_,
     trial: TrialNumber = None,
-    head: Annotated[str, typer.Option(help="linear or mlp, on the code; cnn, on the reconstruction.")] = "linear",
-    frozen: Annotated[str, typer.Option(help="convs, encoder or nothing.")] = "nothing",
+    head: Annotated[
+        str,
+        typer.Option(
+            help="linear or mlp, on the code; cnn, on the reconstruction.",
+            autocompletion=one_of("linear", "mlp", "cnn"),
+        ),
+    ] = "linear",
+    frozen: Annotated[
+        str, typer.Option(help="convs, encoder or nothing.", autocompletion=one_of("convs", "encoder", "nothing"))
+    ] = "nothing",
     epochs: Annotated[float, typer.Option(help="Train for at most so many.")] = 12,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better accuracy.")] = 3,
     fixed: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of finetuned_classifier.")] = None,
     from_scratch: Annotated[bool, typer.Option(help="Train the same network from scratch too.")] = True,
     train_images: Annotated[int | None, typer.Option(help="Train on so many images.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Train on cpu, cuda or cuda:N.", autocompletion=one_of("cpu", "cuda"))
+    ] = "cpu",
     seed: Seed = 0,
     dataset: Dataset = None,
     data_dir: DataDir = None,
@@ -192,19 +213,27 @@ def finetune(
     """Train a classifier on the encoder, and the same network from scratch; compare accuracy and time."""
     from analysis import finetune as run
     from models.errors import ProblemCollector
+    from tuning.analysing import numerics_on
 
     problems = ProblemCollector()
     settings = pairs(problems, "--set", fixed)
     problems.raise_if_any()
     options = {"head": head, "frozen": frozen, "epochs": epochs, "patience": patience, "settings": settings}
     options |= {"from_scratch": from_scratch, "seed": seed}
+    numerics = numerics_on(device)
     _analyse(
         name,
         runs_dir,
         trial,
         {"source": dataset, "data_dir": data_dir, "train_images": train_images},
-        lambda target, told: run(target.model, target.data, **options, on_progress=told),  # type: ignore[arg-type]
-        options,
+        lambda target, told: run(
+            target.model,
+            target.data,
+            numerics=numerics,
+            on_progress=told,
+            **options,  # type: ignore[arg-type]
+        ),
+        {**options, **({} if device == "cpu" else {"device": device})},
         out,
         as_json,
     )
@@ -282,7 +311,14 @@ def embed(
     trial: TrialNumber = None,
     split: SplitName = "test",
     count: Annotated[int, typer.Option("--count", help="Most images to map.")] = 10_000,
-    method: Annotated[str | None, typer.Option("--method", help="pca, tsne, umap or all (default pca, tsne).")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="pca, tsne, umap or all (default pca, tsne).",
+            autocompletion=one_of("pca", "tsne", "umap", "all"),
+        ),
+    ] = None,
     seed: Seed = 0,
     dataset: Dataset = None,
     data_dir: DataDir = None,
@@ -425,7 +461,20 @@ def _show(
 
 
 def _warn(problem: str | None) -> None:
-    from rich.console import Console
-
     if problem is not None:
-        Console(stderr=True).print(f"warning: {problem}", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {problem}")
+
+
+COMMANDS: tuple[tuple[Any, *tuple[str, ...]], ...] = (
+    (evaluate, "first", "first --trial 3 --dataset fashion-mnist --data-dir data"),
+    (reconstruct, "first", "first --count 20 --evolution --epochs 1,3,9"),
+    (embed, "first", "first --method all --count 2000"),
+    (finetune, "first", "first --head mlp --frozen encoder --set lr=1e-4"),
+    (generate, "first", "first --what samples,interpolation"),
+    (robustness, "first", "first --count 500"),
+    (filters, "first", "first --layer encoder.0"),
+    (compare, "first second", "first --trials 0,3,5"),
+    (importance, "first", "first --values complete"),
+    (report, "first", "first --out first.html"),
+)
+"""Each command, and words for its examples."""

@@ -74,8 +74,7 @@ def search(
     from tuning.waiting import progress_bar
 
     began = time.perf_counter()
-    with progress_bar(quiet=progress == "none", lines=True) as told:
-        told("checking, and reading the images", 0, 0)
+    with progress_bar(progress == "none", "checking, and reading the images", lines=True) as told:
         config, images = _prepare(_together(family, dataset, data_dir, settings), told)
     config = config.with_lowest_rung(len(images.train.labels))
     with store_of(config.run_dir, config.study_url).locked():
@@ -170,7 +169,7 @@ def _prepare(given: Mapping[str, Any], on_progress: Progress | None = None) -> t
     known = config or SearchConfig(family="", **valid)
     images: TrainingData | None = None
     with problems.gather():
-        images = load_images(known, on_progress)
+        images = load_images(known, None if problems.problems else on_progress)  # else it is refused anyway
     with problems.gather():
         _check_device(known)
     if known is config or "runs_dir" not in given or "runs_dir" in valid:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from tuning.options import AsJson, pairs
+from tuning.usage import Command
 
 Address = Annotated[
     str | None,
@@ -27,9 +28,18 @@ def register(app: typer.Typer) -> None:
         "allow_interspersed_args": False,
         "help_option_names": ["-h", "--help"],
     }
-    app.command(rich_help_panel=panel, context_settings=passed_on)(submit)
-    for command in (jobs, logs, stop):
-        app.command(rich_help_panel=panel)(command)
+    app.command(
+        cls=Command,
+        rich_help_panel=panel,
+        context_settings=passed_on,
+        epilog="Example:\n\nlatentune submit search conv_autoencoder --dataset mnist --name far --trials 100",
+    )(submit)
+    for command, example in (
+        (jobs, "jobs"),
+        (logs, "logs far-20261121-120000 --follow"),
+        (stop, "stop far-20261121-120000"),
+    ):
+        app.command(cls=Command, rich_help_panel=panel, epilog=f"Example:\n\nlatentune {example}")(command)
 
 
 def submit(

@@ -17,6 +17,7 @@ from rich.text import Text
 from models.errors import UserError
 from models.family import Objective
 from tuning.results import Trial
+from tuning.verbosity import verbose
 from tuning.waiting import somebody_looks
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def make_progress(kind: str, study: SearchStudy) -> View:
         return NoView()
     if kind in ("auto", "live") and in_notebook():
         return NotebookView(study)
-    if kind == "live" or (kind == "auto" and somebody_looks()):
+    if kind == "live" or (kind == "auto" and somebody_looks() and not verbose()):
         return LiveView(study, console)
     return Lines(study, console)
 

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from models.errors import LatentuneError, Problem, UserError
 from models.places import is_url, put
 from tuning.config import SearchConfig, cluster_address
+from tuning.verbosity import verbose
 
 WARM_WORKERS = {
     "preload_python_modules": ["tuning.warm"],
@@ -46,7 +47,8 @@ def ray_session(config: SearchConfig) -> Iterator[bool]:
     if ours:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        level = logging.INFO if verbose() else logging.ERROR
+        options: dict[str, Any] = {"log_to_driver": verbose(), "logging_level": level}
         address = cluster_address(config)
         try:
             with _our_sigterm():
@@ -217,7 +219,7 @@ def _fewer_processes() -> Iterator[None]:
     """
     from ray._private.node import Node
 
-    names = ("start_api_server", "start_log_monitor", "start_monitor")
+    names = ("start_api_server", "start_monitor", *(() if verbose() else ("start_log_monitor",)))
     before = {name: getattr(Node, name) for name in names}
     for name in names:
         setattr(Node, name, lambda node, **options: None)

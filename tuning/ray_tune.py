@@ -29,6 +29,7 @@ from models.errors import StorageError
 from tuning.driver import Driver, Message
 from tuning.ray_session import concurrency, environment
 from tuning.trial import MESSAGE, Assignment, TrialActor
+from tuning.verbosity import verbose
 
 LOOK_AT_CLUSTER_S = 5.0
 """Pause between two looks at how many trials the cluster has room for."""
@@ -215,7 +216,7 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData, *, wa
     )
     with (
         environment(TUNE_SETTINGS),
-        _quiet(),
+        nullcontext() if verbose() else _quiet(),
         _memory_kills_are_deaths(),
         _any_worker() if warm else nullcontext(),
         tempfile.TemporaryDirectory(prefix="latentune-") as scratch,

@@ -308,7 +308,7 @@ def command() -> str:
     """How to call this command from here: by name where it is on the path, else as it was called."""
     if shutil.which("latentune") is not None or Path(sys.argv[0]).name != "latentune":
         return "latentune"
-    return shlex.quote(os.path.relpath(sys.argv[0]))
+    return shlex.quote(min(os.path.relpath(sys.argv[0]), str(Path(sys.argv[0]).absolute()), key=len))
 
 
 def _failures(result: SearchResult) -> list[str]:

@@ -8,14 +8,16 @@ from typing import Annotated
 
 import typer
 
-from tuning.options import RUNS, AsJson, RunsDir
+from tuning.options import RUNS, AsJson, RunsDir, one_of
+from tuning.usage import Command
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command(
+        cls=Command,
         rich_help_panel="Use what was found",
-        epilog="Examples:  latentune reproduce   latentune reproduce guatto-2022 --budget small --data-dir data   "
+        epilog="Examples:\n\nlatentune reproduce\n\nlatentune reproduce guatto-2022 --budget small --data-dir data\n\n"
         "latentune reproduce my.yaml --check",
     )(reproduce)
 
@@ -24,7 +26,13 @@ def reproduce(
     report: Annotated[
         str | None, typer.Argument(help="A published experiment, or a YAML file of your own.", show_default=False)
     ] = None,
-    budget: Annotated[str, typer.Option(help="smoke (seconds), small (minutes) or full (as the report).")] = "small",
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="smoke (seconds), small (minutes) or full (as the report).",
+            autocompletion=one_of("smoke", "small", "full"),
+        ),
+    ] = "small",
     data_dir: Annotated[Path | None, typer.Option(help="Where the data sets' files are.")] = None,
     runs_dir: RunsDir = RUNS,
     out: Annotated[

@@ -21,10 +21,11 @@ def somebody_looks() -> bool:
 
 
 @contextmanager
-def progress_bar(quiet: bool, *, lines: bool = False) -> Iterator[Told]:
+def progress_bar(quiet: bool, text: str = "", *, lines: bool = False) -> Iterator[Told]:
     """A bar on stderr, which goes away afterwards.
 
     Args:
+        text: what it says before it is told anything.
         lines: where nobody looks, print each new text on a line of its own, instead of nothing.
     """
     if quiet or not somebody_looks():
@@ -35,8 +36,15 @@ def progress_bar(quiet: bool, *, lines: bool = False) -> Iterator[Told]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
+        task = progress.add_task(text, total=None)
         yield lambda text, done, total: progress.update(task, description=text, completed=done, total=total or None)
+
+
+def say(text: str, *, markup: bool = False) -> None:
+    """A message for people, on stderr, wrapped by their terminal and not by us."""
+    from rich.console import Console
+
+    Console(stderr=True).print(text, markup=markup, highlight=False, soft_wrap=True)
 
 
 class _Lines:
