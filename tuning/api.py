@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from tuning.progress import View
     from tuning.study import SearchStudy
 
+REPORTED = 10
+"""Trials from which on a search ends with its report: of fewer there is little to say of which parameters matter."""
+
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a job's command."""
 
@@ -47,6 +50,7 @@ def search(
     data_dir: str | Path | None = None,
     progress: str = "auto",
     pictures: bool = True,
+    report: bool | None = None,
     **settings: Any,
 ) -> SearchResult:
     """Search the hyperparameters of a family; or go on with the search of that ``name``.
@@ -57,6 +61,8 @@ def search(
         dataset, data_dir: short for ``data={"source": …, "data_dir": …}``.
         progress: ``auto`` (a live view in a terminal, lines elsewhere), ``live``, ``lines`` or ``none``; on stderr.
         pictures: draw the best model's reconstructions and the history into the run folder at the end.
+        report: write ``report.html`` into the run folder at the end, which takes some seconds; by default where
+            :data:`REPORTED` trials or more are there and nobody stopped the search.
         settings: any field of :class:`tuning.config.SearchConfig`. One that is not given keeps its default, or in a
             search that is continued what it was. ``set`` holds fields at a value, ``space`` gives ranges::
 
@@ -78,7 +84,7 @@ def search(
         config, images = _prepare(_together(family, dataset, data_dir, settings), told)
     config = config.with_lowest_rung(len(images.train.labels))
     with store_of(config.run_dir, config.study_url).locked():
-        return _run(config, images, progress=progress, pictures=pictures, began=began)
+        return _run(config, images, progress=progress, pictures=pictures, report=report, began=began)
 
 
 def check(
@@ -306,15 +312,19 @@ def _check_bucket(config: SearchConfig, folder: Path) -> None:
     problems.raise_if_any()
 
 
-def _run(config: SearchConfig, images: TrainingData, *, progress: str, pictures: bool, began: float) -> SearchResult:
+def _run(
+    config: SearchConfig, images: TrainingData, *, progress: str, pictures: bool, report: bool | None, began: float
+) -> SearchResult:
     from tuning.study import open_study
 
     family = get_family(config.family)
     with closing(open_study(config, family, images.spec)) as study:
-        return _run_on(study, images, progress=progress, pictures=pictures, began=began)
+        return _run_on(study, images, progress=progress, pictures=pictures, report=report, began=began)
 
 
-def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures: bool, began: float) -> SearchResult:
+def _run_on(
+    study: SearchStudy, images: TrainingData, *, progress: str, pictures: bool, report: bool | None, began: float
+) -> SearchResult:
     from tuning.driver import Driver
     from tuning.progress import make_progress
     from tuning.tracking import Tracker, make_tracker
@@ -339,6 +349,11 @@ def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures
                 from tuning.pictures import draw
 
                 outcome_warnings += draw(result, images)
+            if report if report is not None else driver.signal is None and len(result.trials) >= REPORTED:
+                from tuning.search_page import write_page_at_end
+
+                view.stage("writing the report")
+                outcome_warnings += write_page_at_end(result)
             result = replace(result, pictures=_pictures(config))
     finally:
         outcome_warnings += tracker.close(tuple(study.ordered()), _pictures(config))

@@ -19,7 +19,7 @@ from models.space import bounds_text, ranges_of
 from tuning.config import SearchConfig
 from tuning.progress import better_sign, number
 from tuning.replaying import Replay
-from tuning.results import SearchResult, Trial
+from tuning.results import PAGE, SearchResult, Trial
 from tuning.trial_table import trial_table
 
 LEADERS = 5
@@ -56,7 +56,9 @@ def print_result(result: SearchResult) -> None:
         _line(console, "best config", params.replace("\n", " "))
     _line(console, "results", str(result.run_dir))
     for picture in result.pictures:
-        _line(console, "page" if picture.suffix == ".html" else "picture", str(picture))
+        _line(console, "picture", str(picture))
+    if (result.run_dir / PAGE).exists():
+        _line(console, "report", str(result.run_dir / PAGE))
     console.print("\nnext:")
     commands = next_commands(result)
     longest = max(len(line) for line, _ in commands)

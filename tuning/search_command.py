@@ -100,6 +100,9 @@ def search(
         str | None,
         typer.Option(help="PostgreSQL for the study; with a password as $LATENTUNE_STUDY_URL (default in runs-dir)."),
     ] = None,
+    report: Annotated[
+        bool | None, typer.Option(help="Write report.html at the end (default from 10 trials on).", show_default=False)
+    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     verbose: Verbose = False,
@@ -126,7 +129,7 @@ def search(
         "set": pairs(problems, "--set", fixed),
         "space": pairs(problems, "--space", space, "FIELD=RANGE"),
     }
-    for key in settings.keys() & {"progress", "pictures"}:  # arguments of search() beside the settings
+    for key in settings.keys() & {"progress", "pictures", "report"}:  # arguments of search() beside the settings
         problems.add(key, settings.pop(key), "is no setting of a search")
     options = {
         "family": family,
@@ -177,7 +180,7 @@ def search(
         with problems.gather():
             check(**settings)
     problems.raise_if_any()
-    result = run_search(settings.pop("family", None), progress=view, **settings)
+    result = run_search(settings.pop("family", None), progress=view, report=report, **settings)
     for warning in result.warnings:
         say(f"warning: {warning}")
     if as_json:
