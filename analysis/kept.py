@@ -17,6 +17,9 @@ from analysis.figures import encode
 MOST_BYTES = 2_700_000
 """Of all pictures on a page, as they stand in it."""
 
+SMALL = 150_000
+"""Bytes of a picture that is not worth drawing a second time, to see whether another format is smaller."""
+
 OWN = ("history",)
 """Pictures in ``figures/`` that a report draws itself."""
 
@@ -61,8 +64,11 @@ class Kept:
 
 
 def drawn(figure: Figure, title: str, alt: str) -> Picture:
-    """A figure as PNG or SVG, whichever is smaller."""
-    png, svg = encode(figure, "png"), encode(figure, "svg")
+    """A figure as SVG, or as PNG where that is smaller; a small SVG is taken at once, as each costs time to draw."""
+    svg = encode(figure, "svg")
+    if len(svg) <= SMALL:
+        return Picture(title, alt, svg, "svg+xml")
+    png = encode(figure, "png")
     return Picture(title, alt, png, "png") if len(png) <= len(svg) else Picture(title, alt, svg, "svg+xml")
 
 

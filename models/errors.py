@@ -7,6 +7,7 @@ allowed, so that one run of a command tells everything that has to be changed.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class LatentuneError(Exception):
@@ -59,7 +61,7 @@ class UserError(LatentuneError):
                 Problem(
                     prefix + ".".join(str(part) for part in item["loc"] if part != "function-after"),
                     item["input"] if item["type"] != "missing" else None,
-                    item["msg"].removeprefix("Value error, "),
+                    _allowed(item),
                 )
                 for item in error.errors(include_url=False)
             )
@@ -110,6 +112,13 @@ class CheckpointError(LatentuneError):
 
 class StorageError(LatentuneError):
     """A file could not be written: full disk, quota, read-only file system."""
+
+
+def _allowed(item: ErrorDetails) -> str:
+    """What one of pydantic's errors says would be accepted."""
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        return did_you_mean(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+    return item["msg"].removeprefix("Value error, ")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

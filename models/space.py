@@ -195,8 +195,10 @@ def parse_value(config: type[BaseModel], name: str, given: object, label: str | 
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        allowed = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError.of(label or name, given, f"{allowed} (allowed: {bounds_text(config, name)})") from None
+        allowed = UserError.from_validation(error).problems[0].allowed
+        if "allowed: " not in allowed:
+            allowed += f" (allowed: {bounds_text(config, name)})"
+        raise UserError.of(label or name, given, allowed) from None
 
 
 def bounds_text(config: type[BaseModel], name: str) -> str:

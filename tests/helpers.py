@@ -28,6 +28,7 @@ from tuning import api
 from tuning.api import load_search
 from tuning.database import stored_address
 from tuning.driver import Driver
+from tuning.progress import View
 from tuning.results import ENDED, SearchResult, Trial
 from tuning.stopping import make_rule
 from tuning.store import has_study
@@ -312,9 +313,9 @@ def workers_of(node: Any) -> list[int]:
 @contextmanager
 def without_ray() -> Iterator[None]:
     """Inside, ``search()`` trains its trials in this process, one after the other, by the function that workers run."""
-    from tuning import ray_tune
+    from tuning import ray_session
 
-    def train(driver: Driver, images: TrainingData) -> None:
+    def train(driver: Driver, images: TrainingData, view: View) -> None:
         config, data = driver.study.config, DataOnDevice(images)
         assignment = Assignment(config.family, config.budget(), config.numerics())
         while (trial := driver.next_trial()) is not None:
@@ -326,5 +327,5 @@ def without_ray() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "_train", train)
-        patch.setattr(ray_tune, "ray_session", lambda config: nullcontext())
+        patch.setattr(ray_session, "ray_session", lambda config: nullcontext())
         yield

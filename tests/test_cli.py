@@ -32,6 +32,7 @@ from tuning.lock import SearchLockedError
 from tuning.progress import Lines, LiveView, NoView, make_progress
 from tuning.results import SearchResult, Trial
 from tuning.study import SearchStudy
+from tuning.waiting import somebody_looks
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -169,9 +170,11 @@ def test_help_of_search_names_every_option() -> None:
         (["serch"], "serch"),
         (["search", "--trails", "3"], "--trails"),
         (["search", "--trials", "three"], "--trials"),
-        (["trials"], "Missing argument 'name'"),
-        (["replay", "name", "first"], "'trial'"),
-        (["ui", "--port", "0"], "--port"),
+        (["search", "--trials"], "--trials: needs a value"),
+        (["trials"], "NAME: must be given: Name of a search."),
+        (["replay", "name", "first"], "TRIAL: got 'first'; must be a whole number"),
+        (["best", "a", "b"], "unexpected extra argument"),
+        (["ui", "--port", "0"], "--port: got '0'; must be greater than or equal to 1"),
         (["search"], "FAMILY"),
     ],
 )
@@ -183,6 +186,33 @@ def test_words_that_make_no_command(
     assert told in seen.err
     assert seen.out == ""
     assert "Traceback" not in seen.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str], call: Callable[..., int]) -> None:
+    assert call("--version") == 0
+    assert re.fullmatch(r"latentune \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def completed(*words: str, cwd: Path) -> list[str]:
+    """What bash offers after these words, by the installed command."""
+    env = environment(
+        _LATENTUNE_COMPLETE="complete_bash", COMP_WORDS=" ".join(["latentune", *words]), COMP_CWORD=str(len(words))
+    )
+    done = subprocess.run([COMMAND], cwd=cwd, env=env, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_completion(tmp_path: Path) -> None:
+    open_by_hand(tmp_path, name="one")
+    (tmp_path / "no-search").mkdir()
+    assert completed("search", "conv", cwd=tmp_path) == ["conv_autoencoder"]
+    assert completed("families", "", cwd=tmp_path) == list(FAMILIES)
+    assert completed("search", "--dataset", "fa", cwd=tmp_path) == ["fashion-mnist"]
+    assert completed("search", "--sampler", "g", cwd=tmp_path) == ["gp", "grid"]
+    assert completed("embed", "x", "--split", "", cwd=tmp_path) == ["train", "val", "test"]
+    assert completed("best", "--runs-dir", str(tmp_path), "", cwd=tmp_path) == ["one"]
+    assert completed("finetu", cwd=tmp_path) == ["finetune"]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +304,8 @@ def test_tables_show_markup_as_it_is(result: SearchResult, monkeypatch: pytest.M
 def test_trials_as_a_table_and_as_json(result: SearchResult, study: SearchStudy) -> None:
     runs = ("--runs-dir", str(study.config.runs_dir))
     lines = show("trials", "by-hand", *runs).splitlines()
-    assert lines[0].split() == ["trial", "state", METRIC, "epochs", "seconds", "proposed"]
+    assert lines[0].split() == ["trial", "state", METRIC, "epochs", "seconds", "a", "b", "c", "d"]
+    assert lines.pop() == f"trial 3 failed: RuntimeError: {MARKUP}"
     assert [line.split()[:2] for line in lines[1:]] == [
         *[["0", "complete"], ["1", "complete"], ["2", "pruned"], ["3", "failed"], ["4", "interrupted"]],
     ]
@@ -287,6 +318,43 @@ def test_trials_as_a_table_and_as_json(result: SearchResult, study: SearchStudy)
     assert [point[:2] for point in told[4]["curve"]] == [[1.0, 0.625]]
     assert told[3]["reason"] == f"RuntimeError: {MARKUP}"
     assert told[4]["finished_s"] is None
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_trial_takes_one_line(result: SearchResult, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Whatever the width: what finds no room is named below."""
+    params = {
+        **{"batch_size": 128, "optimizer": "adamw", "lr": 0.00312345, "weight_decay": 8.9321e-05, "filters": 16},
+        **{"hidden_units": 256, "latent_dim": 12, "activation": "leaky_relu", "batch_norm": True, "dropout": 0.45},
+    }
+    other = dict.fromkeys(params, 0)
+    trials = tuple(replace(trial, params=params if trial.number % 2 else other) for trial in result.trials)
+    text = printed(monkeypatch, report.print_trials, replace(result, trials=trials), width)
+    head, *lines = text.splitlines()[: 1 + len(trials)]
+    assert all(len(line) <= width for line in (head, *lines))
+    assert [int(line.split()[0]) for line in lines] == list(range(len(trials)))
+    assert ("0.00312" in lines[1]) == ("lr" in head.split())
+    rest = text.splitlines()[1 + len(trials) :]
+    assert rest[-1] == f"trial 3 failed: RuntimeError: {MARKUP}"
+    left_out = rest[0].removeprefix("no room for ").partition(":")[0].split(", ") if len(rest) > 1 else []
+    assert len(head.split()) == 4 + len(params) - len(left_out) + ("seconds" in head)
+    assert bool(left_out) == (width < 140)
+    assert set(left_out) < set(params)
+
+
+def test_the_end_of_a_search_tells_what_to_do_next(result: SearchResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = result.config.model_copy(update={"tracking_uri": None})
+    tracked = replace(result, config=config, mlflow_run={"run_id": "it"})
+    text = printed(monkeypatch, report.print_result, tracked, 80)
+    best = result.best
+    assert best is not None
+    assert f"best config: {' '.join(f'{name}={value}' for name, value in best.params.items())}" in text
+    assert f"trial 3 failed: RuntimeError: {MARKUP}" in text
+    told = [line.split("#")[0].strip() for line in text.partition("next:\n")[2].splitlines()]
+    where = f"by-hand --runs-dir {result.config.runs_dir}"
+    assert told == [f"latentune best {where}", f"latentune evaluate {where}", f"latentune ui {where}"]
+    stopped = printed(monkeypatch, report.print_result, replace(tracked, outcome="interrupted"), 80)
+    assert f"latentune search {DO_NOTHING} --name {where}  # go on with it" in " ".join(stopped.split(" "))
 
 
 def test_best_and_its_export(result: SearchResult, study: SearchStudy, tmp_path: Path) -> None:
@@ -402,6 +470,49 @@ def test_live_view(tmp_path: Path, width: int) -> None:
     assert "trial 2" not in last, "what has ended does not run"
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
     assert MARKUP in text, "a failure stays above the view, its words as they are"
+
+
+def test_stages_until_the_first_report(tmp_path: Path) -> None:
+    study = open_by_hand(tmp_path, trials=3)
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    view = LiveView(study, console)
+
+    def drawn() -> str:
+        with console.capture() as capture:
+            console.print(view._draw())
+        return capture.get()
+
+    view.stage("starting Ray")
+    assert "starting Ray" in drawn()
+    assert study.propose() is not None
+    view.trial_changed(study.trials[0])
+    assert "starting Ray" in drawn(), "it waits for its worker"
+    study.report(0, record(1.0, 0.5))
+    view.trial_changed(study.trials[0])
+    assert "starting Ray" not in drawn()
+    assert "trial 0" in drawn()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "settings", "looks"),
+    [
+        (True, {"TERM": "xterm-256color"}, True),
+        (True, {"TERM": "xterm-256color", "NO_COLOR": "1", "CI": "false"}, True),
+        (True, {"TERM": "dumb"}, False),
+        (True, {"TERM": "xterm", "CI": "true"}, False),
+        (False, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_whether_somebody_looks(
+    terminal: bool, settings: dict[str, str], looks: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("CI", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert somebody_looks() == looks
+    assert isinstance(make_progress("auto", open_by_hand(tmp_path)), LiveView if looks else Lines)
 
 
 def test_view_that_was_asked_for(tmp_path: Path) -> None:

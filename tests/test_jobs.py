@@ -162,7 +162,7 @@ def test_a_run_folder_that_nodes_do_not_reach_is_refused(tmp_path: Path, monkeyp
     from ray.cluster_utils import Cluster as RayCluster
 
     from tuning.config import make_config
-    from tuning.ray_tune import check_shared_folder
+    from tuning.ray_session import check_shared_folder
 
     cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -19,7 +20,7 @@ FILES = {
 ALL = [path for files in FILES.values() for path in files]
 
 MAY_IMPORT = {
-    "ray": {"tuning/jobs.py", "tuning/ray_tune.py", "tuning/trial.py"},
+    "ray": {"tuning/jobs.py", "tuning/ray_session.py", "tuning/ray_tune.py", "tuning/trial.py"},
     "mlflow": {"tuning/champion.py", "tuning/champion_model.py", "tuning/mirror.py", "tuning/mlflow_store.py"},
     "optuna": {
         "analysis/anova.py",
@@ -43,7 +44,10 @@ MAY_IMPORT = {
         "tuning/analysis_commands.py",
         "tuning/cli.py",
         "tuning/job_commands.py",
+        "tuning/options.py",
         "tuning/reproduce_command.py",
+        "tuning/search_command.py",
+        "tuning/usage.py",
         "tuning/window_commands.py",
     },
     "fsspec": {"models/places.py"},
@@ -155,6 +159,19 @@ def test_help_waits_for_nothing(words: list[str]) -> None:
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code"
     )
     assert loaded & {"torch", "ray", "mlflow", "optuna", "pandas", "matplotlib", "sklearn"} == set()
+
+
+def test_completion_waits_for_nothing() -> None:
+    from tuning.choices import PRECISIONS, SAMPLERS, SCHEDULERS
+    from tuning.config import SearchConfig
+
+    for name, words in (("sampler", SAMPLERS), ("scheduler", SCHEDULERS), ("precision", PRECISIONS)):
+        assert get_args(SearchConfig.model_fields[name].annotation) == words
+    loaded = modules_loaded_by(
+        "from types import SimpleNamespace as S\nfrom tuning.options import datasets, families, searches\n"
+        "assert families('conv') and datasets('digits') and searches(S(params={}), '') is not None"
+    )
+    assert loaded & {"torch", "ray", "mlflow", "pandas", "matplotlib", "sklearn", "numpy"} == set()
 
 
 def test_settings_and_results_do_not_load_the_service() -> None:

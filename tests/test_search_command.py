@@ -21,10 +21,10 @@ from models.datasets import DataOptions, load_training_data
 from models.errors import UserError
 from tuning import search
 from tuning.api import load_search
-from tuning.results import SearchResult
+from tuning.results import PAGE, SearchResult
 
 NAME = "conv_autoencoder-digits-001"
-SETTINGS = ("--trials", "4", "--max-epochs", "2", "--train-images", "200")
+SETTINGS = ("--trials", "4", "--max-epochs", "2", "--train-images", "200", "--report")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,13 @@ def test_mlflow_has_it_all(folder: Path, told: dict[str, Any], result: SearchRes
     }
     local = Path(client.download_artifacts(parent, "figures/history.png"))
     assert local.read_bytes() == (result.run_dir / "figures" / "history.png").read_bytes()
+    page = Path(client.download_artifacts(parent, f"analysis/report/{PAGE}"))
+    assert page.read_bytes() == (result.run_dir / PAGE).read_bytes()
+    assert "Hyperparameter search, finished<" in page.read_text(), "written while the search still held its lock"
     known = client.get_run(parent).data
+    experiment = client.get_run(parent).info.experiment_id
+    link = f"(#/experiments/{experiment}/runs/{parent}/artifacts/analysis/report/{PAGE})"
+    assert link in known.tags["mlflow.note.content"]
     assert known.metrics["best_val_mse"] == told["best"]["value"]
     assert known.metrics["trials_complete"] == told["trials"]["complete"]
     assert known.params["data.source"] == "digits"

@@ -28,6 +28,7 @@ from studies import DO_NOTHING, METRIC, distance, finish, images, open_by_hand, 
 from models.datasets import TrainingData
 from tuning import api, cli, tracking
 from tuning.driver import Driver, Message
+from tuning.progress import View
 from tuning.study import SearchStudy
 from tuning.tracking import MlflowTracker, NoTracker, make_tracker
 
@@ -696,7 +697,7 @@ def test_slow_progress_has_a_bound_too(tmp_path: Path, store: str, monkeypatch: 
 # --- passwords -------------------------------------------------------------------------------------------------------
 
 
-def train_here(driver: Driver, data: TrainingData) -> None:
+def train_here(driver: Driver, data: TrainingData, view: View) -> None:
     """Stands in for the part of a run that needs Ray."""
     while (trial := driver.next_trial()) is not None:
         driver.receive(trial.number, Message((record(3.0, distance(trial)),), "complete"))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.datasets import DataOptions
-from models.errors import LatentuneError, UserError
+from models.errors import LatentuneError, UserError, did_you_mean
 from models.family import get_family
 from models.places import place
 from tuning.api import load_search
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from analysis.evolution import Evolution
     from analysis.result import Result
     from models.checkpoint import Trained
+    from models.numerics import Numerics
 
 OPTIONS_FILE = "options.json"
 
@@ -234,17 +234,18 @@ def tell_mlflow(
     return log_analysis(config, search_id(load_study(config.run_dir)), number, folder, files, summary)
 
 
-@contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, told as :data:`models.data_sources.Progress` is; shows nothing where nobody looks."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def numerics_on(device: str) -> Numerics:
+    """One core's numerics on a device that is named on the command line.
 
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda text, done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda text, done, total: progress.update(task, description=text, completed=done, total=total)
+    Raises:
+        UserError: this machine has no such device.
+    """
+    import torch
+
+    from models.numerics import Numerics
+
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    if device not in known:
+        raise UserError.of("--device", device, did_you_mean(device, known) + "; torch sees no other here")
+    return Numerics(device)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from tuning.choices import SPLITS
+from tuning.options import RUNS, AsJson, RunsDir, SearchName, datasets, one_of, pairs, searches
+from tuning.usage import Command
+from tuning.waiting import say
 
 if TYPE_CHECKING:
     from analysis.importance import Values
@@ -16,26 +21,27 @@ if TYPE_CHECKING:
     from tuning.analysing import Target
     from tuning.results import SearchResult, Trial
 
-Search = Annotated[str, typer.Argument(metavar="NAME", help="A search.", show_default=False)]
-Target_ = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False)]
-TrialNumber = Annotated[int | None, typer.Option("--trial", help="Number of the trial (default the best one).")]
-RunsDir = Annotated[
-    str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder, or s3://…")
+Target_ = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A search, or a checkpoint file.", show_default=False, autocompletion=searches),
 ]
-Dataset = Annotated[str | None, typer.Option("--dataset", help="Other images than the search's.")]
+TrialNumber = Annotated[int | None, typer.Option("--trial", help="Number of the trial (default the best one).")]
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", help="Other images than the search's.", autocompletion=datasets)
+]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the data set's files are now.")]
-SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+SplitName = Annotated[str, typer.Option("--split", help="train, val or test.", autocompletion=one_of(*SPLITS))]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results (default in the search's).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as one JSON value.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides everything random.")]
-RUNS = "runs"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     panel = "Use what was found"
-    for command in (evaluate, reconstruct, embed, finetune, generate, robustness, filters, compare, importance, report):
-        app.command(rich_help_panel=panel)(command)
+    for command, *examples in COMMANDS:
+        lines = [f"latentune {command.__name__} {example}" for example in examples]
+        epilog = "\n\n".join(["Examples:" if len(lines) > 1 else "Example:", *lines])
+        app.command(cls=Command, rich_help_panel=panel, epilog=epilog)(command)
 
 
 def evaluate(
@@ -179,13 +185,24 @@ def filters(
 def finetune(
     name: Target_,
     trial: TrialNumber = None,
-    head: Annotated[str, typer.Option(help="linear or mlp, on the code; cnn, on the reconstruction.")] = "linear",
-    frozen: Annotated[str, typer.Option(help="convs, encoder or nothing.")] = "nothing",
+    head: Annotated[
+        str,
+        typer.Option(
+            help="linear or mlp, on the code; cnn, on the reconstruction.",
+            autocompletion=one_of("linear", "mlp", "cnn"),
+        ),
+    ] = "linear",
+    frozen: Annotated[
+        str, typer.Option(help="convs, encoder or nothing.", autocompletion=one_of("convs", "encoder", "nothing"))
+    ] = "nothing",
     epochs: Annotated[float, typer.Option(help="Train for at most so many.")] = 12,
     patience: Annotated[int, typer.Option(help="Stop after so many epochs without a better accuracy.")] = 3,
     fixed: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE of finetuned_classifier.")] = None,
     from_scratch: Annotated[bool, typer.Option(help="Train the same network from scratch too.")] = True,
     train_images: Annotated[int | None, typer.Option(help="Train on so many images.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Train on cpu, cuda or cuda:N.", autocompletion=one_of("cpu", "cuda"))
+    ] = "cpu",
     seed: Seed = 0,
     dataset: Dataset = None,
     data_dir: DataDir = None,
@@ -195,17 +212,28 @@ def finetune(
 ) -> None:
     """Train a classifier on the encoder, and the same network from scratch; compare accuracy and time."""
     from analysis import finetune as run
+    from models.errors import ProblemCollector
+    from tuning.analysing import numerics_on
 
-    settings = _pairs("--set", fixed or [])
+    problems = ProblemCollector()
+    settings = pairs(problems, "--set", fixed)
+    problems.raise_if_any()
     options = {"head": head, "frozen": frozen, "epochs": epochs, "patience": patience, "settings": settings}
     options |= {"from_scratch": from_scratch, "seed": seed}
+    numerics = numerics_on(device)
     _analyse(
         name,
         runs_dir,
         trial,
         {"source": dataset, "data_dir": data_dir, "train_images": train_images},
-        lambda target, told: run(target.model, target.data, **options, on_progress=told),  # type: ignore[arg-type]
-        options,
+        lambda target, told: run(
+            target.model,
+            target.data,
+            numerics=numerics,
+            on_progress=told,
+            **options,  # type: ignore[arg-type]
+        ),
+        {**options, **({} if device == "cpu" else {"device": device})},
         out,
         as_json,
     )
@@ -224,8 +252,9 @@ def compare(
     from analysis import Candidate
     from analysis import compare as run
     from analysis.result import plain
-    from tuning.analysing import find_targets, keep, progress_bar, tell_mlflow
+    from tuning.analysing import find_targets, keep, tell_mlflow
     from tuning.report import print_comparison
+    from tuning.waiting import progress_bar
 
     targets = find_targets(names, runs_dir, trials, {"data_dir": None if data_dir is None else str(data_dir)})
     candidates = [
@@ -237,27 +266,8 @@ def compare(
     folder, files = keep(result, targets[0][1].folder.parent, options, out)
     for search in {target.search.name: target.search for _, target in targets if target.search}.values():
         _warn(tell_mlflow(search, None, folder, files, {}))
-    if as_json:
-        summary = plain(result.summary())
-        print(json.dumps({"analysis": result.name, "folder": str(folder), "files": [f.name for f in files], **summary}))
-    else:
-        print_comparison(result.tables()["trials"], folder, files)
-
-
-def _pairs(option: str, given: list[str]) -> dict[str, str]:
-    """``FIELD=VALUE`` words as a mapping.
-
-    Raises:
-        UserError: words without ``=``.
-    """
-    from models.errors import ProblemCollector
-
-    problems = ProblemCollector()
-    for word in given:
-        if "=" not in word:
-            problems.add(option, word, "write it as FIELD=VALUE")
-    problems.raise_if_any()
-    return {name.strip(): value for name, _, value in (word.partition("=") for word in given)}
+    columns = result.tables()["trials"]
+    _show(result, plain(result.summary()), folder, files, as_json, lambda: print_comparison(columns, folder, files))
 
 
 def reconstruct(
@@ -301,7 +311,14 @@ def embed(
     trial: TrialNumber = None,
     split: SplitName = "test",
     count: Annotated[int, typer.Option("--count", help="Most images to map.")] = 10_000,
-    method: Annotated[str | None, typer.Option("--method", help="pca, tsne, umap or all (default pca, tsne).")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="pca, tsne, umap or all (default pca, tsne).",
+            autocompletion=one_of("pca", "tsne", "umap", "all"),
+        ),
+    ] = None,
     seed: Seed = 0,
     dataset: Dataset = None,
     data_dir: DataDir = None,
@@ -334,7 +351,7 @@ def embed(
 
 
 def importance(
-    name: Search,
+    name: SearchName,
     values: Annotated[
         str, typer.Option(help="rung: all trials, at the epoch that all reached; complete: complete trials alone.")
     ] = "rung",
@@ -344,9 +361,9 @@ def importance(
     as_json: AsJson = False,
 ) -> None:
     """Tell which parameters matter, and draw how a search went: history, rungs, curves, slices."""
-    from tuning.analysing import progress_bar
     from tuning.api import load_search
     from tuning.search_page import weigh
+    from tuning.waiting import progress_bar
 
     search = load_search(name, runs_dir)
     with progress_bar(as_json) as told:
@@ -356,16 +373,17 @@ def importance(
 
 
 def report(
-    name: Search,
+    name: SearchName,
     runs_dir: RunsDir = RUNS,
     out: Annotated[Path | None, typer.Option(help="File (default report.html in the search's folder).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a page with everything about a search: one HTML file that needs no network."""
-    from tuning.analysing import progress_bar, tell_mlflow
+    from tuning.analysing import tell_mlflow
     from tuning.api import load_search
     from tuning.report import print_page
     from tuning.search_page import write_page
+    from tuning.waiting import progress_bar
 
     search = load_search(name, runs_dir)
     with progress_bar(as_json) as told:
@@ -394,7 +412,8 @@ def _analyse(
         run: the analysis; its second argument is told of progress.
         options: what makes this result another one than that of the same command with other options.
     """
-    from tuning.analysing import find_target, progress_bar
+    from tuning.analysing import find_target
+    from tuning.waiting import progress_bar
 
     changed = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
     target = find_target(name, runs_dir, trial=trial, changed=changed)
@@ -422,14 +441,40 @@ def _hand_over(
     folder, files = keep(result, folder, options, out)
     summary = plain(result.summary())
     _warn(tell_mlflow(search, trial, folder, files, summary))
+    heading = f"{result.name} of {title}"
+    _show(result, summary, folder, files, as_json, lambda: print_analysis(heading, summary, folder, files))
+
+
+def _show(
+    result: Result,
+    summary: dict[str, Any],
+    folder: Path,
+    files: Sequence[Path],
+    as_json: bool,
+    print_table: Callable[[], None],
+) -> None:
+    """The numbers of a result as one JSON value, or as a table."""
     if as_json:
         print(json.dumps({"analysis": result.name, "folder": str(folder), "files": [f.name for f in files], **summary}))
     else:
-        print_analysis(f"{result.name} of {title}", summary, folder, files)
+        print_table()
 
 
 def _warn(problem: str | None) -> None:
-    from rich.console import Console
-
     if problem is not None:
-        Console(stderr=True).print(f"warning: {problem}", markup=False, highlight=False, soft_wrap=True)
+        say(f"warning: {problem}")
+
+
+COMMANDS: tuple[tuple[Any, *tuple[str, ...]], ...] = (
+    (evaluate, "first", "first --trial 3 --dataset fashion-mnist --data-dir data"),
+    (reconstruct, "first", "first --count 20 --evolution --epochs 1,3,9"),
+    (embed, "first", "first --method all --count 2000"),
+    (finetune, "first", "first --head mlp --frozen encoder --set lr=1e-4"),
+    (generate, "first", "first --what samples,interpolation"),
+    (robustness, "first", "first --count 500"),
+    (filters, "first", "first --layer encoder.0"),
+    (compare, "first second", "first --trials 0,3,5"),
+    (importance, "first", "first --values complete"),
+    (report, "first", "first --out first.html"),
+)
+"""Each command, and words for its examples."""

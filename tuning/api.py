@@ -27,9 +27,14 @@ from tuning.results import SearchResult, Trial
 from tuning.store import ADDRESS_FILE, JOURNAL_FILE, has_study, is_running, store_of
 
 if TYPE_CHECKING:
+    from models.data_sources import Progress
     from models.datasets import TrainingData
     from tuning.driver import Driver, Listener
+    from tuning.progress import View
     from tuning.study import SearchStudy
+
+REPORTED = 10
+"""Trials from which on a search ends with its report: of fewer there is little to say of which parameters matter."""
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a job's command."""
@@ -45,6 +50,7 @@ def search(
     data_dir: str | Path | None = None,
     progress: str = "auto",
     pictures: bool = True,
+    report: bool | None = None,
     **settings: Any,
 ) -> SearchResult:
     """Search the hyperparameters of a family; or go on with the search of that ``name``.
@@ -55,6 +61,8 @@ def search(
         dataset, data_dir: short for ``data={"source": …, "data_dir": …}``.
         progress: ``auto`` (a live view in a terminal, lines elsewhere), ``live``, ``lines`` or ``none``; on stderr.
         pictures: draw the best model's reconstructions and the history into the run folder at the end.
+        report: write ``report.html`` into the run folder at the end, which takes some seconds; by default where
+            :data:`REPORTED` trials or more are there and nobody stopped the search.
         settings: any field of :class:`tuning.config.SearchConfig`. One that is not given keeps its default, or in a
             search that is continued what it was. ``set`` holds fields at a value, ``space`` gives ranges::
 
@@ -69,11 +77,14 @@ def search(
         SearchLockedError: another process runs this search.
         StorageError: the run folder cannot be written (any more); what was told before is kept.
     """
+    from tuning.waiting import progress_bar
+
     began = time.perf_counter()
-    config, images = _prepare(_together(family, dataset, data_dir, settings))
+    with progress_bar(progress == "none", "checking, and reading the images", lines=True) as told:
+        config, images = _prepare(_together(family, dataset, data_dir, settings), told)
     config = config.with_lowest_rung(len(images.train.labels))
     with store_of(config.run_dir, config.study_url).locked():
-        return _run(config, images, progress=progress, pictures=pictures, began=began)
+        return _run(config, images, progress=progress, pictures=pictures, report=report, began=began)
 
 
 def check(
@@ -149,7 +160,7 @@ def _together(
     return given
 
 
-def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
+def _prepare(given: Mapping[str, Any], on_progress: Progress | None = None) -> tuple[SearchConfig, TrainingData]:
     """The config and its images, after everything that can be checked beforehand was.
 
     Raises:
@@ -164,7 +175,7 @@ def _prepare(given: Mapping[str, Any]) -> tuple[SearchConfig, TrainingData]:
     known = config or SearchConfig(family="", **valid)
     images: TrainingData | None = None
     with problems.gather():
-        images = load_images(known)
+        images = load_images(known, None if problems.problems else on_progress)  # else it is refused anyway
     with problems.gather():
         _check_device(known)
     if known is config or "runs_dir" not in given or "runs_dir" in valid:
@@ -232,11 +243,11 @@ def _fresh_name(config: SearchConfig) -> str:
     return f"{stem}-{number:03d}"
 
 
-def load_images(config: SearchConfig) -> TrainingData:
+def load_images(config: SearchConfig, on_progress: Progress | None = None) -> TrainingData:
     """The search's images, checked against the family's default config."""
     from models.datasets import load_training_data
 
-    images = load_training_data(config.data)
+    images = load_training_data(config.data, on_progress=on_progress)
     if config.family:
         family = get_family(config.family)
         space = space_of(config, family)
@@ -301,15 +312,19 @@ def _check_bucket(config: SearchConfig, folder: Path) -> None:
     problems.raise_if_any()
 
 
-def _run(config: SearchConfig, images: TrainingData, *, progress: str, pictures: bool, began: float) -> SearchResult:
+def _run(
+    config: SearchConfig, images: TrainingData, *, progress: str, pictures: bool, report: bool | None, began: float
+) -> SearchResult:
     from tuning.study import open_study
 
     family = get_family(config.family)
     with closing(open_study(config, family, images.spec)) as study:
-        return _run_on(study, images, progress=progress, pictures=pictures, began=began)
+        return _run_on(study, images, progress=progress, pictures=pictures, report=report, began=began)
 
 
-def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures: bool, began: float) -> SearchResult:
+def _run_on(
+    study: SearchStudy, images: TrainingData, *, progress: str, pictures: bool, report: bool | None, began: float
+) -> SearchResult:
     from tuning.driver import Driver
     from tuning.progress import make_progress
     from tuning.tracking import Tracker, make_tracker
@@ -326,7 +341,7 @@ def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures
             driver = Driver(study, listeners, max_concurrent=1, deadline=deadline)
             with _stop_on_signals(driver):
                 if not driver.finished:
-                    _train(driver, images)
+                    _train(driver, images, view)
             result = SearchResult(
                 config, family.objective, tuple(map(_at_rest, study.ordered())), driver.outcome, driver.signal
             )
@@ -334,6 +349,11 @@ def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures
                 from tuning.pictures import draw
 
                 outcome_warnings += draw(result, images)
+            if report if report is not None else driver.signal is None and len(result.trials) >= REPORTED:
+                from tuning.search_page import write_page_at_end
+
+                view.stage("writing the report")
+                outcome_warnings += write_page_at_end(result)
             result = replace(result, pictures=_pictures(config))
     finally:
         outcome_warnings += tracker.close(tuple(study.ordered()), _pictures(config))
@@ -345,14 +365,19 @@ def _run_on(study: SearchStudy, images: TrainingData, *, progress: str, pictures
     )
 
 
-def _train(driver: Driver, images: TrainingData) -> None:
-    from tuning.ray_tune import concurrency, ray_session, run_trials
-    from tuning.trial import Assignment
-
+def _train(driver: Driver, images: TrainingData, view: View) -> None:
     config = driver.study.config
-    with ray_session(config):
+    address = cluster_address(config)
+    view.stage("starting Ray" if address is None else f"connecting to the Ray cluster at {address}")
+    from tuning.ray_session import concurrency, ray_session
+
+    with ray_session(config) as ours:
         driver.max_concurrent = concurrency(config)
-        run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images)
+        view.stage(f"starting workers, {driver.max_concurrent} at a time")
+        from tuning.ray_tune import run_trials  # loads Ray Tune, while the workers load torch
+        from tuning.trial import Assignment
+
+        run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images, warm=ours)
 
 
 @contextmanager

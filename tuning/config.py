@@ -29,9 +29,6 @@ RUNG_IMAGES = 5000
 """Training images that a trial has seen at the lowest rung. On Fashion-MNIST a rung after 6,700 images sorted trials
 well and one after 2,200 did not (200 recorded curves)."""
 
-SAMPLERS = ("tpe", "gp", "random", "grid", "qmc")
-SCHEDULERS = ("asha", "hyperband", "median", "none")
-
 
 def _place(given: object) -> Path:
     if not (isinstance(given, str | Path) or is_url(given)):

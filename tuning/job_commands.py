@@ -10,12 +10,14 @@ from typing import Annotated
 
 import typer
 
+from tuning.options import AsJson, pairs
+from tuning.usage import Command
+
 Address = Annotated[
     str | None,
     typer.Option("--address", help="Ray dashboard (default $RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)."),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, see `latentune jobs`.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,9 +28,18 @@ def register(app: typer.Typer) -> None:
         "allow_interspersed_args": False,
         "help_option_names": ["-h", "--help"],
     }
-    app.command(rich_help_panel=panel, context_settings=passed_on)(submit)
-    for command in (jobs, logs, stop):
-        app.command(rich_help_panel=panel)(command)
+    app.command(
+        cls=Command,
+        rich_help_panel=panel,
+        context_settings=passed_on,
+        epilog="Example:\n\nlatentune submit search conv_autoencoder --dataset mnist --name far --trials 100",
+    )(submit)
+    for command, example in (
+        (jobs, "jobs"),
+        (logs, "logs far-20261121-120000 --follow"),
+        (stop, "stop far-20261121-120000"),
+    ):
+        app.command(cls=Command, rich_help_panel=panel, epilog=f"Example:\n\nlatentune {example}")(command)
 
 
 def submit(
@@ -46,12 +57,7 @@ def submit(
     from tuning.jobs import Cluster, option
 
     problems = ProblemCollector()
-    given: dict[str, str] = {}
-    for item in env or ():
-        name, equals, value = item.partition("=")
-        if not (name and equals):
-            problems.add("--env", item, "write it as NAME=VALUE")
-        given[name] = value
+    given = pairs(problems, "--env", env, "NAME=VALUE")
     if words[0] == "search" and not option(words, "--name"):
         problems.add("--name", None, "must be given, so that the same submit can continue the search")
     if not working_dir.is_dir():

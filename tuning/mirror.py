@@ -17,7 +17,7 @@ from tuning.champion import crown
 from tuning.config import SearchConfig, without_password
 from tuning.mlflow_store import client_of, experiment_name, log_file, runs_of
 from tuning.pictures import snapshot
-from tuning.results import ENDED, Trial
+from tuning.results import ENDED, PAGE, Trial
 from tuning.run_texts import NOTE, search_note, trial_name, trial_note
 from tuning.study import checkpoint_path
 from tuning.versions import versions
@@ -255,9 +255,9 @@ class Mirror:
         )
         for picture in pictures:
             log_file(self._client, self._parent, picture, "figures")
-        settings = self._config.run_dir / "search.yaml"
-        if settings.exists():
-            log_file(self._client, self._parent, settings)
+        for name, folder in (("search.yaml", None), (PAGE, "analysis/report")):
+            if (self._config.run_dir / name).exists():
+                log_file(self._client, self._parent, self._config.run_dir / name, folder)
         self._client.set_terminated(self._parent, "FINISHED" if over else "KILLED")
 
     def _note_end(self, trial: Trial, log: bool = False) -> None:
@@ -307,7 +307,9 @@ class Mirror:
             return None
 
     def _note(self, counts: Mapping[str, int], champion: str | None) -> str:
-        return search_note(self._config, self._objective, counts, self._champion, champion)
+        there = self._parent and (self._config.run_dir / PAGE).exists()
+        page = f"#/experiments/{self._experiment_id}/runs/{self._parent}/artifacts/analysis/report/{PAGE}"
+        return search_note(self._config, self._objective, counts, self._champion, champion, page if there else None)
 
     def _create_parent(self, client: MlflowClient) -> Run:
         config = self._config

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.places import local_copy
 from tuning.config import SearchConfig, without_password
+from tuning.verbosity import verbose
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +34,7 @@ def client_of(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
+    for name in () if verbose() else ("mlflow", "alembic"):  # after the import, which sets levels of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs as an error it raises too, and we tell
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

@@ -10,18 +10,21 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from models.errors import UserError
 from models.family import Objective
 from tuning.results import Trial
+from tuning.verbosity import verbose
+from tuning.waiting import somebody_looks
 
 if TYPE_CHECKING:
     from tuning.study import SearchStudy
 
 VIEWS = ("auto", "live", "lines", "none")
-STYLE = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan", "interrupted": "magenta"}
+STYLE = {"complete": "green", "pruned": "dim", "failed": "red", "running": "cyan", "interrupted": "magenta"}
 
 
 class View(Protocol):
@@ -30,10 +33,15 @@ class View(Protocol):
     def __enter__(self) -> object: ...
     def __exit__(self, *error: object) -> None: ...
     def trial_changed(self, trial: Trial) -> None: ...
+    def stage(self, text: str) -> None:
+        """Told what is waited for, until the first trial reports."""
 
 
 class NoView:
     """Silence."""
+
+    def stage(self, text: str) -> None:
+        """Nothing."""
 
     def __enter__(self) -> None:
         return None
@@ -100,6 +108,9 @@ class Lines:
     def __exit__(self, *error: object) -> None:
         return None
 
+    def stage(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def trial_changed(self, trial: Trial) -> None:
         if not self._tally.take(trial):
             return
@@ -119,6 +130,17 @@ class Picture:
         self._name = study.config.name
         self._what = f"{study.config.family} on {study.config.data.source}"
         self._max_epochs = study.config.max_epochs
+        self._stage = ""
+        self._spinner = Spinner("line")
+
+    def stage(self, text: str) -> None:
+        self._stage = text
+
+    def _take(self, trial: Trial) -> bool:
+        """Note a change; whether the trial ended with it."""
+        if trial.records:
+            self._stage = ""
+        return self._tally.take(trial)
 
     def _draw(self) -> RenderableType:
         tally = self._tally
@@ -143,7 +165,10 @@ class Picture:
                     (describe_params(best.params), "dim"),
                 )
             )
-        if tally.running:
+        if self._stage:
+            self._spinner.update(text=Text(self._stage))
+            parts.append(self._spinner)
+        elif tally.running:
             parts.append(self._running())
         return Group(*parts)
 
@@ -176,7 +201,7 @@ class LiveView(Picture):
         self._live.__exit__(None, None, None)
 
     def trial_changed(self, trial: Trial) -> None:
-        if self._tally.take(trial) and trial.state == "failed":
+        if self._take(trial) and trial.state == "failed":
             self._live.console.print(f"[red]trial {trial.number} {escape(describe_end(trial))}[/]", soft_wrap=True)
 
 
@@ -195,8 +220,12 @@ class NotebookView(Picture):
     def __exit__(self, *error: object) -> None:
         self._cell.refresh(now=True)
 
+    def stage(self, text: str) -> None:
+        super().stage(text)
+        self._cell.refresh(now=True)
+
     def trial_changed(self, trial: Trial) -> None:
-        self._tally.take(trial)
+        self._take(trial)
         self._cell.refresh()
 
 
@@ -215,7 +244,7 @@ def make_progress(kind: str, study: SearchStudy) -> View:
         return NoView()
     if kind in ("auto", "live") and in_notebook():
         return NotebookView(study)
-    if kind == "live" or (kind == "auto" and console.is_terminal and not console.is_dumb_terminal):
+    if kind == "live" or (kind == "auto" and somebody_looks() and not verbose()):
         return LiveView(study, console)
     return Lines(study, console)
 

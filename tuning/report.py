@@ -17,15 +17,22 @@ from models.datasets import DATASETS
 from models.family import Family
 from models.space import bounds_text, ranges_of
 from tuning.config import SearchConfig
-from tuning.progress import better_sign, describe_params, number
+from tuning.progress import better_sign, number
 from tuning.replaying import Replay
-from tuning.results import SearchResult, Trial
+from tuning.results import PAGE, SearchResult, Trial
+from tuning.trial_table import trial_table
 
 LEADERS = 5
 
+SHOWN_FAILURES = 3
+"""Failed trials that the end of a search tells of; `latentune trials` tells all."""
+
+WIDE = 1000
+"""Columns of a file or a pipe, whose lines are for programs such as grep."""
+
 
 def print_result(result: SearchResult) -> None:
-    """The end of a search: leaderboard, where things are, and what to do next."""
+    """The end of a search: leaderboard, the best config, where things are, and what to do next."""
     console = _console()
     counts = result.counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items() if state != "total")
@@ -37,32 +44,56 @@ def print_result(result: SearchResult) -> None:
     console.print(f"{result.name}: {counts['total']} trials ({states}){ending}", highlight=False)
     leaders = result.leaderboard()
     if leaders:
-        console.print(_leaderboard(result, leaders[:LEADERS]))
+        table, _ = trial_table(leaders[:LEADERS], result.objective, console.width, ranked=True)
+        console.print(table)
     else:
-        reasons = [f"trial {t.number}: {t.reason}" for t in result.trials if t.state == "failed"]
-        console.print("no trial is complete" + (f"; {reasons[-1]}" if reasons else ""), markup=False, highlight=False)
-    runs = _runs_option(result.config)
+        console.print("no trial is complete")
+    for line in _failures(result)[-SHOWN_FAILURES:]:
+        _plain(console, line)
+    if leaders:
+        best = leaders[0]
+        params = " ".join(f"{name}={_typed(value)}" for name, value in best.params.items()) or "the default config"
+        _line(console, "best config", params.replace("\n", " "))
     _line(console, "results", str(result.run_dir))
     for picture in result.pictures:
         _line(console, "picture", str(picture))
+    if (result.run_dir / PAGE).exists():
+        _line(console, "report", str(result.run_dir / PAGE))
+    console.print("\nnext:")
+    commands = next_commands(result)
+    longest = max(len(line) for line, _ in commands)
+    for line, what in commands:
+        _plain(console, f"  {line.ljust(longest)}  # {what}")
+
+
+def next_commands(result: SearchResult) -> list[tuple[str, str]]:
+    """Commands to go on with, as they can be typed, and what each is for."""
+    config, runs = result.config, runs_option(result.config)
+    name, program = result.name, command()
+    found = []
     if result.outcome != "finished":
-        _line(console, "continue", continue_command(result.config))
-    elif leaders:
-        _line(console, "best", f"{command()} best {result.name}{runs}")
+        found.append((continue_command(config), "go on with it"))
+    if result.best is None:
+        found.append((f"{program} trials {name}{runs}", "how each trial ended"))
+    else:
+        found.append((f"{program} best {name}{runs}", "the best one, field by field"))
+        found.append((f"{program} evaluate {name}{runs}", "the best model on the test images"))
     if result.mlflow_run is not None:
-        _line(console, "open the UI", f"{command()} ui{runs}{_tracking_option(result.config)}")
+        found.append((f"{program} ui {name}{runs}{_tracking_option(config)}", "all of it in MLflow's UI"))
+    elif result.best is not None:
+        found.append((f"{program} report {name}{runs}", "all of it on one page"))
+    return found
 
 
 def print_trials(result: SearchResult) -> None:
-    """All trials in order of number."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("trial", "state", result.objective.metric, "epochs", "seconds"):
-        table.add_column(column, justify="left" if column == "state" else "right")
-    table.add_column("proposed", overflow="fold")
-    for trial in result.trials:
-        seconds = "" if trial.seconds is None else f"{trial.seconds:.1f}"
-        table.add_row(str(trial.number), trial.state, number(trial.value), f"{trial.epochs:.3g}", seconds, _tail(trial))
-    _console().print(table)
+    """All trials in order of number, a line for each; below it why some failed."""
+    console = _console()
+    table, left_out = trial_table(result.trials, result.objective, console.width)
+    console.print(table)
+    if left_out:
+        _plain(console, f"no room for {', '.join(left_out)}: use a wider terminal, or --json")
+    for line in _failures(result):
+        _plain(console, line)
 
 
 def print_best(result: SearchResult) -> None:
@@ -223,17 +254,17 @@ def continue_command(config: SearchConfig, program: str | None = None) -> str:
     Args:
         program: how the command is called; by default as from here.
     """
-    return f"{program or command()} search {shlex.quote(config.family)} --name {config.name}{_runs_option(config)}"
+    return f"{program or command()} search {shlex.quote(config.family)} --name {config.name}{runs_option(config)}"
 
 
 def replay_command(config: SearchConfig, number: int) -> str:
     """The command that trains a trial again and compares every number."""
-    return f"latentune replay {config.name} {number}{_runs_option(config)}"
+    return f"latentune replay {config.name} {number}{runs_option(config)}"
 
 
 def report_command(config: SearchConfig) -> str:
     """The command that writes the page of a search."""
-    return f"latentune report {config.name}{_runs_option(config)}"
+    return f"latentune report {config.name}{runs_option(config)}"
 
 
 def training_settings(config: SearchConfig, trial: Trial) -> dict[str, Any]:
@@ -279,32 +310,25 @@ def command() -> str:
     """How to call this command from here: by name where it is on the path, else as it was called."""
     if shutil.which("latentune") is not None or Path(sys.argv[0]).name != "latentune":
         return "latentune"
-    return shlex.quote(os.path.relpath(sys.argv[0]))
+    return shlex.quote(min(os.path.relpath(sys.argv[0]), str(Path(sys.argv[0]).absolute()), key=len))
 
 
-def _leaderboard(result: SearchResult, leaders: Sequence[Trial]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "trial", result.objective.metric, "epochs"):
-        table.add_column(column, justify="right")
-    table.add_column("proposed", overflow="fold")
-    for place, trial in enumerate(leaders, 1):
-        params = describe_params(trial.params)
-        table.add_row(str(place), str(trial.number), number(trial.value), f"{trial.epochs:g}", params)
-    return table
+def _failures(result: SearchResult) -> list[str]:
+    """Why each failed trial did, and where its traceback is if it has one."""
+    return [f"trial {t.number} failed: {t.reason or 'no reason given'}" for t in result.trials if t.state == "failed"]
 
 
-def _tail(trial: Trial) -> str:
-    """What was proposed; behind it why the trial failed, if it did."""
-    params = describe_params(trial.params)
-    return f"{params}  {trial.reason}" if trial.state == "failed" else params
+def _plain(console: Console, text: str) -> None:
+    """A line that a terminal wraps and we do not, so that it can be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(console: Console, label: str, text: str) -> None:
-    # Printed without wrapping, so that a command or a path can be copied from a narrow terminal too.
-    console.print(f"{label}: ".ljust(13) + text, markup=False, highlight=False, soft_wrap=True)
+    _plain(console, f"{label}: ".ljust(13) + text)
 
 
-def _runs_option(config: SearchConfig) -> str:
+def runs_option(config: SearchConfig) -> str:
+    """``--runs-dir`` where it has to be given, with a blank before it."""
     here = Path("runs").absolute()
     return "" if config.runs_dir == here else f" --runs-dir {shlex.quote(str(config.runs_dir))}"
 
@@ -315,4 +339,5 @@ def _tracking_option(config: SearchConfig) -> str:
 
 def _console() -> Console:
     # Without markup: a trial's reason or a field's value may hold anything, `[/]` too.
-    return Console(markup=False)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+    return Console(markup=False, width=width)

@@ -8,14 +8,16 @@ from typing import Annotated
 
 import typer
 
-RUNS = "runs"
+from tuning.options import RUNS, AsJson, RunsDir, one_of
+from tuning.usage import Command
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     app.command(
+        cls=Command,
         rich_help_panel="Use what was found",
-        epilog="Examples:  latentune reproduce   latentune reproduce guatto-2022 --budget small --data-dir data   "
+        epilog="Examples:\n\nlatentune reproduce\n\nlatentune reproduce guatto-2022 --budget small --data-dir data\n\n"
         "latentune reproduce my.yaml --check",
     )(reproduce)
 
@@ -24,18 +26,22 @@ def reproduce(
     report: Annotated[
         str | None, typer.Argument(help="A published experiment, or a YAML file of your own.", show_default=False)
     ] = None,
-    budget: Annotated[str, typer.Option(help="smoke (seconds), small (minutes) or full (as the report).")] = "small",
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="smoke (seconds), small (minutes) or full (as the report).",
+            autocompletion=one_of("smoke", "small", "full"),
+        ),
+    ] = "small",
     data_dir: Annotated[Path | None, typer.Option(help="Where the data sets' files are.")] = None,
-    runs_dir: Annotated[
-        str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept: a folder.")
-    ] = RUNS,
+    runs_dir: RunsDir = RUNS,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results (default reproductions/REPORT-BUDGET in runs).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random (default the file's).")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store or server; none for no tracking.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the file and list its steps; do nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")] = False,
+    as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Reproduce a published experiment, and set each of its numbers and pictures beside ours.
@@ -57,11 +63,11 @@ def reproduce(
         told.print_steps(file, budget)
         return
 
-    from tuning.analysing import progress_bar
     from tuning.config import runs_folder
     from tuning.reproduction import Means, StoppedError
     from tuning.reproduction import reproduce as run
     from tuning.reproduction_page import write_results
+    from tuning.waiting import progress_bar
 
     with progress_bar(quiet or as_json) as bar:
         means = Means(

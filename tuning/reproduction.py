@@ -330,7 +330,7 @@ def _one_ray() -> Iterator[Callable[[], None]]:
 
         def start() -> None:
             from tuning.config import SearchConfig
-            from tuning.ray_tune import ray_session
+            from tuning.ray_session import ray_session
 
             if not begun:
                 begun.append(True)

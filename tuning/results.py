@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 State = Literal["queued", "running", "interrupted", "complete", "pruned", "failed"]
 Outcome = Literal["finished", "time budget", "interrupted"]
 
+PAGE = "report.html"
+"""A search's report, in its folder."""
+
 ENDED: tuple[State, ...] = ("complete", "pruned", "failed")
 
 

@@ -46,15 +46,27 @@ def trial_note(trial: Trial) -> str:
 
 
 def search_note(
-    config: SearchConfig, objective: Objective, counts: Mapping[str, int], best: Trial | None, champion: str | None
+    config: SearchConfig,
+    objective: Objective,
+    counts: Mapping[str, int],
+    best: Trial | None,
+    champion: str | None,
+    page: str | None = None,
 ) -> str:
-    """What a search is, its space, the best so far, and how to go on."""
+    """What a search is, its space, the best so far, and how to go on.
+
+    Args:
+        champion: the registered model's address.
+        page: where MLflow shows the search's report.
+    """
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     lines: list[str] = []
     if best is not None:
         lines.append(f"**Best so far: {objective.metric} {number(best.value)}**, trial {best.number}.")
     if told:
         lines.append(f"Trials: {told}.")
+    if page is not None:
+        lines.append(f"[**Report**]({page}) with curves, importance of the parameters and pictures.")
     lines.append("")
     lines += [
         f"{_plain(config.family)} on {_plain(config.data.source)}, ranked by {objective.metric} "

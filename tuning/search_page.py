@@ -20,7 +20,7 @@ from tuning.report import (
     training_command,
     training_settings,
 )
-from tuning.results import SearchResult
+from tuning.results import PAGE, SearchResult
 from tuning.store import is_running
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def write_page(search: SearchResult, out: Path | None, progress: Progress) -> Pa
     from analysis import render_report
     from models.checkpoint import write_atomically
 
-    path = search.run_dir / "report.html" if out is None else out
+    path = search.run_dir / PAGE if out is None else out
     if path.is_dir() or (path.exists() and MARK not in path.read_text(errors="replace")[:4000]):
         raise UserError.of("--out", str(path), "is there already and is no report; name a new file")
     importance = weigh(search, "rung", 0, progress)
@@ -66,6 +66,22 @@ def write_page(search: SearchResult, out: Path | None, progress: Progress) -> Pa
     html = render_report(search, ranges_of_search(search), facts_of(search), importance, search.run_dir)
     write_atomically(path, html.encode())
     return path
+
+
+def write_page_at_end(search: SearchResult) -> list[str]:
+    """The same at the end of a search, which has ended well whatever becomes of its page.
+
+    Returns:
+        What went wrong, in one line; nothing is raised.
+    """
+    from models.data_sources import silent
+
+    try:
+        write_page(search, None, silent)
+    except Exception as error:
+        told = str(error).partition("\n")[0] or type(error).__name__
+        return [f"{PAGE} could not be written: {told}"]
+    return []
 
 
 def facts_of(search: SearchResult) -> Facts:
@@ -82,7 +98,8 @@ def facts_of(search: SearchResult) -> Facts:
     best = search.best
     ended = sum(trial.finished_s is not None for trial in search.trials)
     running = is_running(config.run_dir)
-    standing = "running" if running else "finished" if ended >= planned else "not finished"
+    whole = ended >= planned and search.outcome == "finished"
+    standing = "finished" if whole else "running" if running and search.outcome == "finished" else "not finished"
     images = f"{data['train_images']:,} for training, {data['val_images']:,} for validation"
     shape = f"{data['height']}x{data['width']}x{data['channels']}"
     commands = [] if best is None else [("Train the best trial again and compare every number", best.number)]

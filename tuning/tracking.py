@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 GATHER_S = 0.5
 """Pause between two rounds of sending, in which changes of the same trial add up to one call."""
 
+FIRST_WAIT_S = 15.0
+"""How long MLflow is left alone before a trial has reported: loading it would slow down the start of the workers."""
+
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses after one, two, … failures in a row."""
 
@@ -119,6 +122,8 @@ class MlflowTracker:
 
     def _work(self) -> None:
         failures = 0
+        with self._lock:
+            self._lock.wait_for(self._worth_it, timeout=FIRST_WAIT_S)
         while True:
             with self._lock:
                 while not (self._waiting or self._closing):
@@ -151,6 +156,10 @@ class MlflowTracker:
                 if closing and failures >= 3:
                     return
                 self._pause(RETRY_S[min(failures, len(RETRY_S)) - 1])
+
+    def _worth_it(self) -> bool:
+        """Whether there is something to tell besides that trials wait for their workers."""
+        return self._closing or any(trial.records or trial.reason for trial in self._waiting.values())
 
     def _pause(self, seconds: float) -> None:
         with self._lock:

@@ -6,21 +6,26 @@ from typing import Annotated
 
 import typer
 
-RunsDir = Annotated[str, typer.Option("--runs-dir", envvar="LATENTUNE_RUNS_DIR", help="Where searches are kept.")]
+from tuning.options import RUNS, RunsDir, SearchName, searches
+from tuning.usage import Command
+from tuning.waiting import say
+
 Port = Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser where there is one.")]
-RUNS = "runs"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (ui, dashboard):
-        app.command()(command)
+    app.command(cls=Command, epilog="Examples:\n\nlatentune ui\n\nlatentune ui first --port 5001 --no-browser")(ui)
+    app.command(cls=Command, epilog="Example:\n\nlatentune dashboard first")(dashboard)
 
 
 def ui(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Open this search (default all).", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Open this search (default all).", show_default=False, autocompletion=searches
+        ),
     ] = None,
     runs_dir: RunsDir = RUNS,
     tracking_uri: Annotated[
@@ -35,11 +40,11 @@ def ui(
     """Open MLflow's UI on the searches in a folder; Ctrl-C ends it."""
     from tuning.ui import serve
 
-    raise typer.Exit(serve(runs_dir, tracking_uri, host, port, _say, name=name, browser=browser))
+    raise typer.Exit(serve(runs_dir, tracking_uri, host, port, say, name=name, browser=browser))
 
 
 def dashboard(
-    name: Annotated[str, typer.Argument(help="Name of a search.", show_default=False)],
+    name: SearchName,
     runs_dir: RunsDir = RUNS,
     port: Port = 8080,
     browser: Browser = True,
@@ -50,10 +55,4 @@ def dashboard(
     """
     from tuning.dashboard import serve
 
-    serve(name, runs_dir, port, _say, browser)
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    serve(name, runs_dir, port, say, browser)
