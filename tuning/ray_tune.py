@@ -404,6 +404,8 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData) -> No
                 verbose=0,
                 callbacks=[TuneCallback(driver)],
                 progress_reporter=SilentReporter(),
+                # By default a trial's end waits for one more task of its worker, which would save nothing.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
     if driver.error is not None:
