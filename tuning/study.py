@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -108,7 +108,7 @@ class SearchStudy:
                 queued = self._next_grid_point()
             elif number == 0:
                 queued = self.space.default()
-        return self._store.lasting(lambda: self._begin(self._ask(number, queued)))
+        return self._started(lambda: self._begin(self._ask(number, queued)))
 
     def _ask(self, number: int, queued: dict[str, Any] | None) -> optuna.Trial:
         """The new trial of that number; the one that an attempt before this made, before the connection was lost."""
@@ -124,7 +124,13 @@ class SearchStudy:
 
     def resume(self, number: int) -> Trial:
         """An unfinished trial, to go on. What a crash left unproposed or half reported is completed now."""
-        return self._store.lasting(lambda: self._resume(number))
+        return self._started(lambda: self._resume(number))
+
+    def _started(self, begin: Callable[[], Trial]) -> Trial:
+        """A trial that has begun, known here once it is in the study."""
+        trial = self._store.lasting(begin)
+        self.trials[trial.number] = trial
+        return trial
 
     def _resume(self, number: int) -> Trial:
         frozen = self._study.get_trials(deepcopy=False)[number]
@@ -183,7 +189,7 @@ class SearchStudy:
             handle.set_user_attr("started", time.time())
         self._handles[handle.number] = handle
         known = self.trials.get(handle.number)
-        self.trials[handle.number] = trial = Trial(
+        return Trial(
             number=handle.number,
             state="running",
             family=self.config.family,
@@ -198,7 +204,6 @@ class SearchStudy:
             started_s=handle.user_attrs["started"] - self.began,
             checkpoint=known.checkpoint if known else None,
         )
-        return trial
 
     def _end(self, number: int, state: State, reason: str | None, told: TrialState, value: float | None = None) -> None:
         now = time.time()
