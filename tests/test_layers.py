@@ -28,6 +28,7 @@ MAY_IMPORT = {
         "tuning/samplers.py",
         "tuning/store.py",  # for types
         "tuning/study.py",
+        "tuning/tpe.py",
     },
     "analysis": {
         "tuning/analysing.py",

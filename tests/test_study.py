@@ -25,6 +25,7 @@ from tuning.driver import Driver, Message
 from tuning.results import Trial
 from tuning.samplers import make_sampler
 from tuning.study import SearchStudy, load_study, open_study
+from tuning.tpe import Memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -105,7 +106,7 @@ def test_crash_between_asking_and_the_last_parameter(
             finish(study, proposed(study))
     wanted = proposed(whole)
     bare = optuna_view(crashed)
-    bare.sampler = make_sampler(sampler, 0, history)
+    bare.sampler = make_sampler(sampler, 0, history, Memory())
     handle = bare.ask()
     for name in "abcd"[:suggested]:
         assert handle.suggest_float(name, 0.0, 1.0) == wanted.params[name]

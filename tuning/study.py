@@ -28,6 +28,7 @@ from tuning.config import SearchConfig, space_of
 from tuning.results import State, Trial
 from tuning.samplers import make_sampler
 from tuning.store import NewStudy, Store, store_of
+from tuning.tpe import Memory
 from tuning.versions import versions
 
 FIDELITY = 1000
@@ -62,6 +63,7 @@ class SearchStudy:
         self.space = space_of(config, family)
         self._study, self._store = study, store
         self._handles: dict[int, optuna.Trial] = {}
+        self._memory = Memory()
         attrs, self.trials = store.lasting(self._read)
         self.id = str(attrs["id"])
         self.began = float(attrs["began"])
@@ -112,7 +114,7 @@ class SearchStudy:
 
     def _ask(self, number: int, queued: dict[str, Any] | None) -> optuna.Trial:
         """The new trial of that number; the one that an attempt before this made, before the connection was lost."""
-        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
+        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number, self._memory)
         there = self._study.get_trials(deepcopy=False)[number:]
         if there and there[0].state == TrialState.RUNNING:
             return optuna.Trial(self._study, there[0]._trial_id)
@@ -134,7 +136,7 @@ class SearchStudy:
 
     def _resume(self, number: int) -> Trial:
         frozen = self._study.get_trials(deepcopy=False)[number]
-        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
+        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number, self._memory)
         trial = self._begin(optuna.Trial(self._study, frozen._trial_id))
         for step, record in zip(_steps(trial.records), trial.records, strict=True):
             value = record.metrics.get(self.objective.metric)
