@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from tuning.tpe import BEST, SEEN, Memory, QuickTPESampler
+from tuning.tpe import ALL, BEST, LATEST, Memory, QuickTPESampler
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -77,19 +77,20 @@ def test_proposes_what_optuna_does(direction: str) -> None:
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_long_search(direction: str) -> None:
     """The running, the latest and the best: what Optuna would propose if there were no others."""
-    past = trials(2 * SEEN)
+    past = trials(2 * ALL)
     study = study_of(past, direction)
     before = study.get_trials(deepcopy=False)
     seen = Memory().seen(study)
     assert [trial.number for trial in seen] == sorted(trial.number for trial in seen)
     assert [t for t in seen if t.state == TrialState.RUNNING] == [t for t in before if t.state == TrialState.RUNNING]
     ended = [trial for trial in before if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    old, recent = ended[: BEST - SEEN], ended[BEST - SEEN :]
+    old, recent = ended[:-LATEST], ended[-LATEST:]
     complete = [trial for trial in old if trial.state == TrialState.COMPLETE]
     best = sorted(complete, key=lambda trial: trial.values[0], reverse=direction == "maximize")[:BEST]
     kept = {trial.number for trial in [*best, *recent]}
     assert {trial.number for trial in seen if trial.state != TrialState.RUNNING} == kept
-    assert len(kept) == SEEN
+    assert len(ended) > ALL
+    assert len(kept) == LATEST + BEST
 
     fewer = study_of(seen, direction)
     assert propose(study, QuickTPESampler(Memory(), seed=1, **SETTINGS)) == propose(

@@ -1,7 +1,7 @@
 """Optuna's TPE for searches of thousands of trials: the same proposals, sooner, and a bound on what they cost.
 
 Optuna goes through all trials of a study several times for each proposal, in Python. What does not change between two
-proposals is kept here, and above :data:`SEEN` trials not all are looked at.
+proposals is kept here, and above :data:`ALL` trials not all are looked at.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 if TYPE_CHECKING:
     from optuna.study import Study
 
-SEEN, BEST = 1000, 100
-"""Ended trials that a proposal is made from at most, and how many of them are the best of those that are too old.
+ALL, LATEST, BEST = 1000, 400, 100
+"""Up to how many ended trials a proposal is made from all of them; above, from the latest, and the best of the others.
 
 TPE draws candidates around the best 25, which are always among them, and weighs the others the less the older they are.
 """
@@ -38,15 +38,15 @@ class Memory:
         self._ranks: dict[int, tuple[int, float, float]] = {}
 
     def seen(self, study: Study) -> list[FrozenTrial]:
-        """The trials to propose from, in order of number: all, up to :data:`SEEN` that ended."""
+        """The trials to propose from, in order of number: all, up to :data:`ALL` that ended."""
         trials = study.get_trials(deepcopy=False)
-        if len(trials) <= SEEN:
+        if len(trials) <= ALL:
             return trials
         ended = [trial for trial in trials if trial.state in ENDED]
-        if len(ended) <= SEEN:
+        if len(ended) <= ALL:
             return trials
-        recent = ended[BEST - SEEN :]
-        best = nsmallest(BEST, ended[: BEST - SEEN], key=lambda trial: self._rank(trial, study.direction))
+        recent = ended[-LATEST:]
+        best = nsmallest(BEST, ended[:-LATEST], key=lambda trial: self._rank(trial, study.direction))
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         return sorted([*best, *recent, *running], key=lambda trial: trial.number)
 
@@ -65,7 +65,7 @@ class Memory:
 
 
 class QuickTPESampler(TPESampler):
-    """TPE that remembers, for one proposal. Up to :data:`SEEN` trials it proposes what Optuna's own does."""
+    """TPE that remembers, for one proposal. Up to :data:`ALL` trials it proposes what Optuna's own does."""
 
     def __init__(self, memory: Memory, **settings: Any) -> None:
         super().__init__(**settings)
