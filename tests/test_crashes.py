@@ -6,7 +6,7 @@ Without Ray: trials are trained here, one after the other, by the function that 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 from models.errors import UserError
 from tuning import search
 from tuning.api import load_search
+from tuning.journal import OneWriter
 from tuning.results import ENDED, SearchResult
 
 
@@ -61,17 +62,21 @@ def test_killed_while_the_search_is_made(
     class Killed(BaseException):
         pass
 
-    original, done = JournalFileBackend.append_logs, 0
+    done = 0
 
-    def append_logs(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
-        nonlocal done
-        done += 1
-        if done >= writes:
-            raise Killed
-        original(self, logs)
+    def counted(write: Callable[..., None]) -> Callable[..., None]:
+        def counting(*args: Any) -> None:
+            nonlocal done
+            done += 1
+            if done >= writes:
+                raise Killed
+            write(*args)
+
+        return counting
 
     with monkeypatch.context() as patch:
-        patch.setattr(JournalFileBackend, "append_logs", append_logs)
+        patch.setattr(JournalFileBackend, "append_logs", counted(JournalFileBackend.append_logs))
+        patch.setattr(OneWriter, "_write", counted(OneWriter._write))
         with pytest.raises(Killed):
             go(tmp_path, "tpe")
     assert outline(go(tmp_path, "tpe")) == outline(wholes["tpe"])

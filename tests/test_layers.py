@@ -29,6 +29,7 @@ MAY_IMPORT = {
         "tuning/samplers.py",
         "tuning/store.py",  # for types
         "tuning/study.py",
+        "tuning/tpe.py",
     },
     "analysis": {
         "tuning/analysing.py",

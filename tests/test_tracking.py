@@ -587,6 +587,24 @@ def test_every_call_may_be_the_one_that_fails(
     assert_same(store, study)
 
 
+def test_part_that_arrived_before_is_not_there_twice(tmp_path: Path, store: str, impatient: None) -> None:
+    """An earlier driver died between a trial's metrics and the note of them; others are sent in one piece with it."""
+    study = open_by_hand(tmp_path, trials=4)
+    told = Told(study, store)
+    told.trial()
+    told.trial()
+    assert told.close() == []
+    client, (_, runs) = MlflowClient(store), runs_of(store)
+    client.delete_tag(runs[0].info.run_id, "latentune.records")
+    client.update_run(runs[0].info.run_id, status="RUNNING")
+    study = open_by_hand(tmp_path, trials=4)
+    told = Told(study, store)
+    told.trial()
+    told.trial()
+    assert told.close() == []
+    assert_same(store, study)
+
+
 def test_server_that_comes_goes_and_comes_back(tmp_path: Path, server: Server, impatient: None) -> None:
     study = open_by_hand(tmp_path, trials=9)
     told = Told(study, server.url)  # nobody is there

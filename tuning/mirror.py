@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from models.errors import LatentuneError
 from models.family import Objective, get_family
 from tuning.champion import crown
 from tuning.config import SearchConfig, without_password
-from tuning.mlflow_store import client_of, experiment_name, log_file, runs_of
+from tuning.mlflow_store import client_of, experiment_name, in_one_piece, log_file, runs_of
 from tuning.pictures import snapshot
 from tuning.results import ENDED, PAGE, Trial
 from tuning.run_texts import NOTE, search_note, trial_name, trial_note
@@ -144,6 +145,17 @@ class Mirror:
     def disconnect(self) -> None:
         """After an error: what MLflow has is no longer known."""
         self._client = None
+
+    def send_all(self, trials: Sequence[Trial], *, together: bool) -> None:
+        """Bring the runs of some trials up to date.
+
+        Args:
+            together: all or nothing, and quicker; not where MLflow may have a part of it already.
+        """
+        assert self._client is not None
+        with in_one_piece(self._client) if together else nullcontext():
+            for trial in trials:
+                self.send(trial)
 
     def send(self, trial: Trial) -> None:
         """Bring a trial's run up to date."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,57 @@ def client_of(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(uri)
+
+
+class _Sessions:
+    """MLflow's maker of sessions with a database, by which a thread can use one for several calls."""
+
+    def __init__(self, make: Callable[..., AbstractContextManager[Any]]) -> None:
+        self._make, self._mine = make, threading.local()
+
+    @contextmanager
+    def __call__(self, read_only: bool = True) -> Iterator[Any]:
+        shared = getattr(self._mine, "session", None)
+        if shared is not None:
+            yield shared
+        else:
+            with self._make(read_only=read_only) as session:
+                yield session
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        def refuse() -> None:
+            raise RuntimeError("MLflow has a part of this already")
+
+        with self._make(read_only=False) as session:
+            session.commit, session.rollback = session.flush, refuse  # only the end of all commits
+            self._mine.session = session
+            try:
+                yield
+            finally:
+                self._mine.session = None
+                del session.commit, session.rollback
+
+
+@contextmanager
+def in_one_piece(client: MlflowClient) -> Iterator[None]:
+    """What this thread sends inside is one transaction of a database without a server; over HTTP nothing changes.
+
+    MLflow commits five times for one trial. Others can read meanwhile; whoever wants to write waits for the end.
+
+    Raises:
+        Exception: nothing arrived. Also where a part of it is there already, which MLflow finds out by undoing what it
+            was sent last: to be sent again, call by call.
+    """
+    store: Any = client._tracking_client.store
+    make = getattr(store, "ManagedSessionMaker", None)
+    if make is None:
+        yield
+        return
+    if not isinstance(make, _Sessions):
+        store.ManagedSessionMaker = make = _Sessions(make)
+    with make.shared():
+        yield
 
 
 def runs_of(client: MlflowClient, experiment_id: str, search_id: str, trial: str | None = None) -> list[Run]:

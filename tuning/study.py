@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from tuning.config import SearchConfig, space_of
 from tuning.results import State, Trial
 from tuning.samplers import make_sampler
 from tuning.store import NewStudy, Store, store_of
+from tuning.tpe import Memory
 from tuning.versions import versions
 
 FIDELITY = 1000
@@ -62,6 +63,7 @@ class SearchStudy:
         self.space = space_of(config, family)
         self._study, self._store = study, store
         self._handles: dict[int, optuna.Trial] = {}
+        self._memory = Memory()
         attrs, self.trials = store.lasting(self._read)
         self.id = str(attrs["id"])
         self.began = float(attrs["began"])
@@ -108,11 +110,11 @@ class SearchStudy:
                 queued = self._next_grid_point()
             elif number == 0:
                 queued = self.space.default()
-        return self._store.lasting(lambda: self._begin(self._ask(number, queued)))
+        return self._started(lambda: self._begin(self._ask(number, queued)))
 
     def _ask(self, number: int, queued: dict[str, Any] | None) -> optuna.Trial:
         """The new trial of that number; the one that an attempt before this made, before the connection was lost."""
-        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
+        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number, self._memory)
         there = self._study.get_trials(deepcopy=False)[number:]
         if there and there[0].state == TrialState.RUNNING:
             return optuna.Trial(self._study, there[0]._trial_id)
@@ -124,11 +126,17 @@ class SearchStudy:
 
     def resume(self, number: int) -> Trial:
         """An unfinished trial, to go on. What a crash left unproposed or half reported is completed now."""
-        return self._store.lasting(lambda: self._resume(number))
+        return self._started(lambda: self._resume(number))
+
+    def _started(self, begin: Callable[[], Trial]) -> Trial:
+        """A trial that has begun, known here once it is in the study."""
+        trial = self._store.lasting(begin)
+        self.trials[trial.number] = trial
+        return trial
 
     def _resume(self, number: int) -> Trial:
         frozen = self._study.get_trials(deepcopy=False)[number]
-        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number)
+        self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number, self._memory)
         trial = self._begin(optuna.Trial(self._study, frozen._trial_id))
         for step, record in zip(_steps(trial.records), trial.records, strict=True):
             value = record.metrics.get(self.objective.metric)
@@ -183,7 +191,7 @@ class SearchStudy:
             handle.set_user_attr("started", time.time())
         self._handles[handle.number] = handle
         known = self.trials.get(handle.number)
-        self.trials[handle.number] = trial = Trial(
+        return Trial(
             number=handle.number,
             state="running",
             family=self.config.family,
@@ -198,7 +206,6 @@ class SearchStudy:
             started_s=handle.user_attrs["started"] - self.began,
             checkpoint=known.checkpoint if known else None,
         )
-        return trial
 
     def _end(self, number: int, state: State, reason: str | None, told: TrialState, value: float | None = None) -> None:
         now = time.time()

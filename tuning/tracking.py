@@ -31,6 +31,9 @@ GATHER_S = 0.5
 FIRST_WAIT_S = 15.0
 """How long MLflow is left alone before a trial has reported: loading it would slow down the start of the workers."""
 
+AT_A_TIME = 10
+"""Trials that are sent in one piece. In a database without a server others who want to write wait as long."""
+
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses after one, two, … failures in a row."""
 
@@ -131,10 +134,13 @@ class MlflowTracker:
                 self._taken, self._waiting, closing = self._waiting, {}, self._closing
             try:
                 self._mirror.connect()
-                for number in sorted(self._taken):
-                    self._mirror.send(self._taken[number])
+                left = sorted(self._taken)
+                while left:
+                    some, left = left[:AT_A_TIME], left[AT_A_TIME:]
+                    self._mirror.send_all([self._taken[number] for number in some], together=not failures)
                     with self._lock:
-                        del self._taken[number]
+                        for number in some:
+                            del self._taken[number]
                     self._progress = time.monotonic()
                 self._mirror.tell_best()
                 self._mirror.send_snapshots()
