@@ -1,0 +1,131 @@
+"""Tables and picture of compared searches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+SHOWN = (27, 45, 75, 108)
+"""Budgets of the tables, in epochs."""
+
+COMPARED = (45, 108)
+
+PAIRS = (
+    ("latentune", "Ray's pair"),
+    ("latentune", "Ray's pair, default first"),
+    ("latentune", "random + ASHA"),
+    ("latentune", "told COMPLETE"),
+    ("latentune", "rungs 1, 3"),
+    ("rungs 1, 3", "Ray's pair, default first"),
+    ("promotion", "latentune"),
+    ("promotion, paused as PRUNED", "latentune"),
+    ("random + promotion", "random + ASHA"),
+)
+
+LINES = {
+    "latentune": {"color": "#0b6e4f", "lw": 2.2},
+    "told COMPLETE": {"color": "#0b6e4f", "ls": ":"},
+    "Ray's pair": {"color": "#c1440e"},
+    "Ray's pair, default first": {"color": "#c1440e", "ls": "--"},
+    "random + ASHA": {"color": "#7a7a7a"},
+    "promotion, paused as PRUNED": {"color": "#3f51b5", "ls": "--"},
+}
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """All of it in Markdown."""
+    parts: list[str] = []
+    for kind, found in result["sets"].items():
+        columns = [result["epochs"].index(epochs) for epochs in SHOWN]
+        seconds = found["seconds"]
+        head = [kind, *(f"{epochs} epochs" for epochs in SHOWN), *(f"{s:.0f} s" for s in seconds), "trials"]
+        rows = [
+            [
+                method,
+                *(_spread(values["by_epochs"][i]) for i in columns),
+                *(_spread(values["by_seconds"][i]) for i in range(len(seconds))),
+                f"{np.median(values['trials']):.0f}",
+            ]
+            for method, values in found["methods"].items()
+        ]
+        parts.append(_markdown(head, rows))
+    head = ["better of the two", *(f"{kind}, {epochs} epochs" for kind in result["sets"] for epochs in COMPARED)]
+    rows = []
+    for first, second in PAIRS:
+        known = [found["methods"] for found in result["sets"].values()]
+        if all(first in methods and second in methods for methods in known):
+            at = [result["epochs"].index(epochs) for epochs in COMPARED]
+            cells = [wins(m[first]["by_epochs"][i], m[second]["by_epochs"][i]) for m in known for i in at]
+            rows.append([f"**{first}** against {second}", *cells])
+    parts.append(_markdown(head, rows))
+    return "\n\n".join(parts)
+
+
+def wins(first: Sequence[float | None], second: Sequence[float | None]) -> str:
+    """Share of seeds that the first won, less is better, of those that were not even; with its exact 95 % interval."""
+    pairs = [(np.inf if a is None else a, np.inf if b is None else b) for a, b in zip(first, second, strict=True)]
+    won, lost = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    if not won + lost:
+        return "even"
+    interval = binomtest(won, won + lost).proportion_ci()
+    return f"{100 * won / (won + lost):.0f} % ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
+
+
+def write(result: Mapping[str, Any], path: Path) -> None:
+    """As JSON, a line a method."""
+    content = dict(result)
+    sets = {
+        kind: {**found, "methods": {name: json.dumps(values) for name, values in found["methods"].items()}}
+        for kind, found in content.pop("sets").items()
+    }
+    text = json.dumps({**content, "sets": sets}, indent=1)
+    for found in sets.values():
+        for line in found["methods"].values():
+            text = text.replace(json.dumps(line), line)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """Medians over seeds against epochs trained, a panel a set; the band has half of the service's seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(result["sets"]), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(result["sets"]), squeeze=False)[0]
+    for ax, (kind, found) in zip(axes, result["sets"].items(), strict=True):
+        for method, style in LINES.items():
+            if method in found["methods"]:
+                rows = [_numbers(row) for row in found["methods"][method]["by_epochs"]]
+                ax.plot(result["epochs"], [np.median(row) for row in rows], label=method, **style)
+                if method == "latentune":
+                    low, high = (([np.quantile(row, q) for row in rows]) for q in (0.25, 0.75))
+                    ax.fill_between(result["epochs"], low, high, color=style["color"], alpha=0.12, lw=0)
+        ax.set(title=kind, xlabel="epochs trained", yscale="log")
+        ax.grid(alpha=0.3, which="both", lw=0.4)
+    axes[0].set_ylabel(f"% above the best known value\n(median of {result['seeds']} seeds)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _numbers(row: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.inf if value is None else value for value in row])
+
+
+def _spread(row: Sequence[float | None]) -> str:
+    """Median and quartiles; of the values themselves, as some are infinite."""
+    values = np.quantile(_numbers(row), (0.5, 0.25, 0.75), method="nearest")
+    return "{:.1f} ({:.1f}–{:.1f})".format(*values) if np.isfinite(values).all() else "–"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
