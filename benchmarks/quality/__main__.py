@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from benchmarks.quality.compare import EPOCHS, METHODS, PROBLEMS, WORKERS, compare
+from benchmarks.quality.compare import COMPARED, EPOCHS, METHODS, PROBLEMS, WORKERS, compare
 from benchmarks.quality.curves import recorded
 from benchmarks.quality.report import draw, tables, write
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--sets", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=COMPARED)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, help="raw figures")
     parser.add_argument("--figure", type=Path, help="PNG")

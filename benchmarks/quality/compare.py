@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.quality.curves import Problem, Synthetic, random_configs, recorded
 from benchmarks.quality.promotion import Promotion
-from benchmarks.quality.searches import Ours, RayPair, ToldComplete
+from benchmarks.quality.searches import Ours, RayPair, ToldComplete, tpe
 from benchmarks.quality.simulation import Search, simulate
 
 WORKERS = 2
@@ -40,7 +40,12 @@ METHODS: dict[str, Callable[[Problem, int], Search]] = {
     "promotion, paused as PRUNED": partial(Promotion, paused="pruned"),
     "random + promotion": partial(Promotion, paused="running", sampler="random"),
     "TPE, no stopping": partial(Ours, scheduler="none"),
+    "no constant liar": partial(Ours, make=tpe(constant_liar=False)),
+    "not multivariate": partial(Ours, make=tpe(multivariate=False, group=False)),
+    "5 random trials first": partial(Ours, make=tpe(n_startup_trials=5)),
 }
+COMPARED = list(METHODS)[:-3]
+"""What is compared by default: not the service's own sampler with other settings."""
 
 
 def run(kind: str, method: str, seed: int, limit_s: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Rungs:
         self._seen[rung][number] = value
 
     def promote(self) -> tuple[int, int] | None:
-        """A paused trial among the best 1/η of its rung, and that rung, the highest first; ``None`` if there is none."""
+        """A paused trial among the best 1/η of its rung, and that rung, the highest first; ``None`` if none is."""
         for rung in reversed(range(len(self.epochs))):
             seen, promoted = self._seen[rung], self._promoted[rung]
             best = sorted(seen, key=lambda number: (seen[number], number))[: len(seen) // self._eta]

@@ -25,6 +25,9 @@ PAIRS = (
     ("promotion", "latentune"),
     ("promotion, paused as PRUNED", "latentune"),
     ("random + promotion", "random + ASHA"),
+    ("no constant liar", "latentune"),
+    ("not multivariate", "latentune"),
+    ("5 random trials first", "latentune"),
 )
 
 LINES = {

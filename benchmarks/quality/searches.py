@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import TrialState
 
 from benchmarks.quality.curves import MAX_EPOCHS, POINTS, Problem, space_of
 from benchmarks.quality.simulation import Job
 from models.datasets import DataSpec
 from models.family import Record, get_family
+from models.numerics import derive_seed
 from tuning.config import make_config
 from tuning.driver import Driver, Message
 from tuning.store import NewStudy
@@ -164,6 +165,16 @@ class RayPair:
         self._scheduler.on_trial_complete(None, trial, result)
         self._searcher.on_trial_complete(trial.trial_id, result)
         return True
+
+
+def tpe(**changes: Any) -> MakeSampler:
+    """What :func:`tuning.samplers.make_sampler` makes for ``tpe``, with other settings."""
+
+    def make(name: str, seed: int, number: int) -> BaseSampler:
+        settings = {"multivariate": True, "group": True, "constant_liar": True, **changes}
+        return TPESampler(**settings, seed=derive_seed(seed, "sampler", number))
+
+    return make
 
 
 def known_points(study: SearchStudy) -> tuple[float, ...]:
