@@ -25,6 +25,7 @@ bench: $(MARK)  ## figures on this machine; nothing is asserted
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python -m benchmarks.compare --results build/comparison --contenders latentune ray-tune optuna
+	$(BIN)/python -m benchmarks.quality --seeds 3
 
 docs: $(MARK)  ## the documentation as a site: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from benchmarks.quality.compare import COMPARED, EPOCHS, METHODS, PROBLEMS, WORKERS, compare
+from benchmarks.quality.compare import COMPARED, EPOCHS, METHODS, PARTS, PROBLEMS, WORKERS, compare
 from benchmarks.quality.curves import recorded
 from benchmarks.quality.report import draw, tables, write
 
@@ -24,22 +24,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--sets", nargs="*", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=COMPARED)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="largest budget")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path, help="raw figures")
     parser.add_argument("--figure", type=Path, help="PNG")
     arguments = parser.parse_args()
+    epochs = tuple(round(arguments.epochs * part) for part in PARTS)
     result: dict[str, Any] = {
         "part": "search quality",
         "machine": machine(),
         "seeds": arguments.seeds,
         "workers": WORKERS,
-        "epochs": EPOCHS,
+        "epochs": epochs,
         "recorded": recorded().fidelity if "recorded" in arguments.sets else None,
         "sets": {},
     }
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         for kind in arguments.sets:
-            result["sets"][kind] = compare(kind, arguments.methods, arguments.seeds, pool)
+            result["sets"][kind] = compare(kind, arguments.methods, arguments.seeds, epochs, pool)
             if arguments.json is not None:
                 write(result, arguments.json)  # after each set: all of it takes minutes
     print(tables(result))

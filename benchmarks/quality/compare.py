@@ -17,8 +17,11 @@ from benchmarks.quality.searches import Ours, RayPair, ToldComplete, tpe
 from benchmarks.quality.simulation import Search, simulate
 
 WORKERS = 2
-EPOCHS = (9, 18, 27, 36, 45, 60, 75, 90, 108)
-"""Budgets in epochs trained: of 1 to 12 whole trainings; the last is what ASHA gives about 24 trials."""
+EPOCHS = 108
+"""The largest budget, unless told otherwise: 12 whole trainings; ASHA makes 25 to 40 trials of it."""
+
+PARTS = (1 / 12, 1 / 6, 1 / 4, 1 / 3, 5 / 12, 5 / 9, 25 / 36, 5 / 6, 1)
+"""Budgets in epochs trained, as parts of the largest."""
 
 SHARES = (0.25, 0.5, 0.75)
 """Budgets in time: shares of what the largest budget in epochs takes with random configs."""
@@ -40,39 +43,42 @@ METHODS: dict[str, Callable[[Problem, int], Search]] = {
     "promotion, paused as PRUNED": partial(Promotion, paused="pruned"),
     "random + promotion": partial(Promotion, paused="running", sampler="random"),
     "TPE, no stopping": partial(Ours, scheduler="none"),
+    "rung 3": partial(Ours, min_epochs=3.0),
     "no constant liar": partial(Ours, make=tpe(constant_liar=False)),
     "not multivariate": partial(Ours, make=tpe(multivariate=False, group=False)),
     "5 random trials first": partial(Ours, make=tpe(n_startup_trials=5)),
 }
-COMPARED = list(METHODS)[:-3]
-"""What is compared by default: not the service's own sampler with other settings."""
+COMPARED = list(METHODS)[:-4]
+"""What is compared by default: the others are the service with other settings."""
 
 
-def run(kind: str, method: str, seed: int, limit_s: float) -> dict[str, Any]:
+def run(kind: str, method: str, seed: int, epochs: tuple[float, ...], limit_s: float) -> dict[str, Any]:
     """One search: values at the budgets, and how many trials it began."""
     problem = PROBLEMS[kind](seed)
     course = simulate(
-        METHODS[method](problem, seed), problem, seed=seed, epochs=EPOCHS[-1], seconds=limit_s, workers=WORKERS
+        METHODS[method](problem, seed), problem, seed=seed, epochs=epochs[-1], seconds=limit_s, workers=WORKERS
     )
     return {
-        "epochs": course.at(EPOCHS, course.epochs),
+        "epochs": course.at(epochs, course.epochs),
         "seconds": course.at([limit_s * share / SHARES[-1] for share in SHARES], course.seconds),
         "trials": course.trials,
         "least": float(np.min(course.values)),
     }
 
 
-def time_limit(kind: str) -> float:
+def time_limit(kind: str, epochs: float) -> float:
     """Simulated seconds of the largest budget in time."""
     problem = PROBLEMS[kind](0)
     pace = np.mean([problem.seconds(config) for config in random_configs(problem, 500, seed=0)])
-    return float(SHARES[-1] * EPOCHS[-1] * pace / WORKERS)
+    return float(SHARES[-1] * epochs * pace / WORKERS)
 
 
-def compare(kind: str, methods: list[str], seeds: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
+def compare(
+    kind: str, methods: list[str], seeds: int, epochs: tuple[float, ...], pool: ProcessPoolExecutor
+) -> dict[str, Any]:
     """Excess in percent of the best value known of each seed's problem, by method, budget and seed."""
-    limit = time_limit(kind)
-    tasks = [(kind, method, seed, limit) for method in methods for seed in range(seeds)]
+    limit = time_limit(kind, epochs[-1])
+    tasks = [(kind, method, seed, epochs, limit) for method in methods for seed in range(seeds)]
     runs = iter(pool.map(run, *zip(*tasks, strict=True), chunksize=5))
     found: dict[str, list[dict[str, Any]]] = {}
     for method in methods:

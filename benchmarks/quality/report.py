@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-SHOWN = (27, 45, 75, 108)
-"""Budgets of the tables, in epochs."""
-
-COMPARED = (45, 108)
+SHOWN, COMPARED = (2, 4, 6, 8), (4, 8)
+"""Which budgets in epochs the tables show: a quarter of the largest to all of it; of pairs, 5/12 and all."""
 
 PAIRS = (
     ("latentune", "Ray's pair"),
@@ -25,6 +23,7 @@ PAIRS = (
     ("promotion", "latentune"),
     ("promotion, paused as PRUNED", "latentune"),
     ("random + promotion", "random + ASHA"),
+    ("rung 3", "latentune"),
     ("no constant liar", "latentune"),
     ("not multivariate", "latentune"),
     ("5 random trials first", "latentune"),
@@ -44,26 +43,27 @@ def tables(result: Mapping[str, Any]) -> str:
     """All of it in Markdown."""
     parts: list[str] = []
     for kind, found in result["sets"].items():
-        columns = [result["epochs"].index(epochs) for epochs in SHOWN]
         seconds = found["seconds"]
-        head = [kind, *(f"{epochs} epochs" for epochs in SHOWN), *(f"{s:.0f} s" for s in seconds), "trials"]
+        head = [kind, *(f"{result['epochs'][i]} epochs" for i in SHOWN), *(f"{s:.0f} s" for s in seconds), "trials"]
         rows = [
             [
                 method,
-                *(_spread(values["by_epochs"][i]) for i in columns),
+                *(_spread(values["by_epochs"][i]) for i in SHOWN),
                 *(_spread(values["by_seconds"][i]) for i in range(len(seconds))),
                 f"{np.median(values['trials']):.0f}",
             ]
             for method, values in found["methods"].items()
         ]
         parts.append(_markdown(head, rows))
-    head = ["better of the two", *(f"{kind}, {epochs} epochs" for kind in result["sets"] for epochs in COMPARED)]
+    head = [
+        "better of the two",
+        *(f"{kind}, {result['epochs'][i]} epochs" for kind in result["sets"] for i in COMPARED),
+    ]
     rows = []
     for first, second in PAIRS:
         known = [found["methods"] for found in result["sets"].values()]
         if all(first in methods and second in methods for methods in known):
-            at = [result["epochs"].index(epochs) for epochs in COMPARED]
-            cells = [wins(m[first]["by_epochs"][i], m[second]["by_epochs"][i]) for m in known for i in at]
+            cells = [wins(m[first]["by_epochs"][i], m[second]["by_epochs"][i]) for m in known for i in COMPARED]
             rows.append([f"**{first}** against {second}", *cells])
     parts.append(_markdown(head, rows))
     return "\n\n".join(parts)
@@ -98,10 +98,11 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     """Medians over seeds against epochs trained, a panel a set; the band has half of the service's seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     figure = Figure(figsize=(4 * len(result["sets"]), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(result["sets"]), squeeze=False)[0]
+    axes = figure.subplots(1, len(result["sets"]), squeeze=False, sharey=True)[0]
     for ax, (kind, found) in zip(axes, result["sets"].items(), strict=True):
         for method, style in LINES.items():
             if method in found["methods"]:
@@ -111,7 +112,10 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
                     low, high = (([np.quantile(row, q) for row in rows]) for q in (0.25, 0.75))
                     ax.fill_between(result["epochs"], low, high, color=style["color"], alpha=0.12, lw=0)
         ax.set(title=kind, xlabel="epochs trained", yscale="log")
-        ax.grid(alpha=0.3, which="both", lw=0.4)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+        ax.yaxis.set_minor_locator(LogLocator(subs=()))
+        ax.grid(alpha=0.3, lw=0.5)
     axes[0].set_ylabel(f"% above the best known value\n(median of {result['seeds']} seeds)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
