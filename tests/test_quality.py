@@ -162,5 +162,7 @@ def test_recorded_curves_can_be_asked_for_at_any_config() -> None:
 
 def test_wins_are_counted_over_the_seeds_that_were_not_even() -> None:
     first, second = [1.0] * 8 + [3.0, 3.0, 2.0, None], [2.0] * 12
-    assert wins(first, second) == "73 % (39–94)", "exact interval of 8 of 11: Clopper and Pearson's table"
+    told = wins(first, second)
+    assert told.startswith("73 % (39–94); +0.5 ("), "8 of 11, Clopper and Pearson's table; (8 - 2) / 11"
     assert wins([1.0, None], [1.0, None]) == "even"
+    assert wins([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]).endswith("; +2.0 (+2.0 to +2.0)")

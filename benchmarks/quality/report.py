@@ -70,13 +70,22 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def wins(first: Sequence[float | None], second: Sequence[float | None]) -> str:
-    """Share of seeds that the first won, less is better, of those that were not even; with its exact 95 % interval."""
-    pairs = [(np.inf if a is None else a, np.inf if b is None else b) for a, b in zip(first, second, strict=True)]
-    won, lost = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    """How often and by how much the first is better (lower) on the same seeds.
+
+    Share of seeds that it won, of those that were not even, with its exact 95 % interval; then the mean difference in
+    percentage points, above 0 where the first is better, with the 95 % interval of 2,000 bootstrap samples.
+    """
+    a, b = _numbers(first), _numbers(second)
+    won, lost = int((a < b).sum()), int((a > b).sum())
     if not won + lost:
         return "even"
     interval = binomtest(won, won + lost).proportion_ci()
-    return f"{100 * won / (won + lost):.0f} % ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
+    text = f"{100 * won / (won + lost):.0f} % ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
+    both = np.isfinite(a) & np.isfinite(b)
+    gain = (b - a)[both]
+    means = np.random.default_rng(0).choice(gain, (2000, len(gain))).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return f"{text}; {gain.mean():+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def write(result: Mapping[str, Any], path: Path) -> None:
@@ -120,7 +129,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 def _numbers(row: Sequence[float | None]) -> np.ndarray:
