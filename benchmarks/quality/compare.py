@@ -43,12 +43,14 @@ METHODS: dict[str, Callable[[Problem, int], Search]] = {
     "promotion, paused as PRUNED": partial(Promotion, paused="pruned"),
     "random + promotion": partial(Promotion, paused="running", sampler="random"),
     "TPE, no stopping": partial(Ours, scheduler="none"),
+    "random + promotion, default whole": partial(Promotion, paused="running", first_whole=True, sampler="random"),
+    "promotion, paused as PRUNED, default whole": partial(Promotion, paused="pruned", first_whole=True),
     "rung 3": partial(Ours, min_epochs=3.0),
     "no constant liar": partial(Ours, make=tpe(constant_liar=False)),
     "not multivariate": partial(Ours, make=tpe(multivariate=False, group=False)),
     "5 random trials first": partial(Ours, make=tpe(n_startup_trials=5)),
 }
-COMPARED = list(METHODS)[:-4]
+COMPARED = list(METHODS)[:-6]
 """What is compared by default: the others are the service with other settings."""
 
 

@@ -29,6 +29,10 @@ class Rungs:
     def record(self, rung: int, number: int, value: float) -> None:
         self._seen[rung][number] = value
 
+    def pass_by(self, rung: int, number: int) -> None:
+        """Let a trial go on without being asked for."""
+        self._promoted[rung].add(number)
+
     def promote(self) -> tuple[int, int] | None:
         """A paused trial among the best 1/η of its rung, and that rung, the highest first; ``None`` if none is."""
         for rung in reversed(range(len(self.epochs))):
@@ -48,12 +52,21 @@ class Promotion:
         paused: what the sampler is shown of a paused trial. ``running`` is what it is to Optuna until it ends.
             ``pruned`` is the best that one could do: a finished trial of its last rung, opened again by a promotion,
             which no public call of Optuna can do.
+        first_whole: never pause the first trial, the default config.
     """
 
-    def __init__(self, problem: Problem, seed: int, *, paused: Literal["running", "pruned"], **settings: Any) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        *,
+        paused: Literal["running", "pruned"],
+        first_whole: bool = False,
+        **settings: Any,
+    ) -> None:
         self._study = new_study(problem, seed, **settings)
         self._rungs = Rungs(self._study.config.rungs(), self._study.config.reduction_factor)
-        self._paused = paused
+        self._paused, self._first_whole = paused, first_whole
         self.points = known_points(self._study)
 
     def next(self) -> Job:
@@ -77,6 +90,9 @@ class Promotion:
         if rung is None:
             return False
         self._rungs.record(rung, number, value)
+        if self._first_whole and number == 0:
+            self._rungs.pass_by(rung, number)
+            return False
         self._show(number, TrialState.PRUNED)
         return True
 
