@@ -33,7 +33,7 @@ PAIRS = (
 )
 
 LINES = {
-    "latentune": {"color": "#0b6e4f", "lw": 2.2},
+    "latentune": {"color": "#0b6e4f", "lw": 2.2, "zorder": 3},
     "told COMPLETE": {"color": "#0b6e4f", "ls": ":"},
     "Ray's pair": {"color": "#c1440e"},
     "Ray's pair, default first": {"color": "#c1440e", "ls": "--"},
