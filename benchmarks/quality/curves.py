@@ -116,7 +116,7 @@ class Synthetic:
         self._peaked = peaked
         self._rate, self._width, self._dropout, self._decay = draw(-3, -2), draw(4, 7.5), draw(0, 0.4), draw(-6, -3)
         self._weights = 10 ** draw(-1.3, 0, 4)
-        self._offsets = {
+        self._offsets: dict[str, dict[Any, float]] = {
             "optimizer": dict(zip(("adam", "adamw", "sgd"), draw(0, 0.5, 3), strict=True)),
             "activation": dict(zip(("relu", "elu", "gelu"), draw(0, 0.3, 3), strict=True)),
             "batch_norm": dict(zip((False, True), draw(0, 0.3, 2), strict=True)),
@@ -147,7 +147,7 @@ class Synthetic:
         if self._peaked:
             free = wide - self._width - 6 * (config["dropout"] - 0.2) - 0.5 * (decay - self._decay)
             curve = curve + 0.1 * 10 ** (0.5 * off) / (1 + math.exp(-free)) * (epochs / MAX_EPOCHS) ** 1.5
-        return np.minimum(curve, 1)
+        return np.asarray(np.minimum(curve, 1))
 
     def seconds(self, config: Mapping[str, Any]) -> float:
         return float((1 + config["width"] / 64) * (1 + 32 / config["batch_size"]))

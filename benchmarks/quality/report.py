@@ -32,7 +32,7 @@ PAIRS = (
     ("5 random trials first", "latentune"),
 )
 
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     "latentune": {"color": "#0b6e4f", "lw": 2.2, "zorder": 3},
     "told COMPLETE": {"color": "#0b6e4f", "ls": ":"},
     "Ray's pair": {"color": "#c1440e"},
