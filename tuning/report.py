@@ -41,7 +41,8 @@ def print_result(result: SearchResult) -> None:
         "time budget": " - the time budget is used up",
         "interrupted": " - stopped",
     }[result.outcome]
-    console.print(f"{result.name}: {counts['total']} trials ({states}){ending}", highlight=False)
+    told = f" ({states})" if states else ""
+    console.print(f"{result.name}: {counts['total']} trials{told}{ending}", highlight=False)
     leaders = result.leaderboard()
     if leaders:
         table, _ = trial_table(leaders[:LEADERS], result.objective, console.width, ranked=True)
@@ -61,7 +62,7 @@ def print_result(result: SearchResult) -> None:
         _line(console, "report", str(result.run_dir / PAGE))
     console.print("\nnext:")
     commands = next_commands(result)
-    longest = max(len(line) for line, _ in commands)
+    longest = max((len(line) for line, _ in commands), default=0)
     for line, what in commands:
         _plain(console, f"  {line.ljust(longest)}  # {what}")
 
@@ -73,9 +74,9 @@ def next_commands(result: SearchResult) -> list[tuple[str, str]]:
     found = []
     if result.outcome != "finished":
         found.append((continue_command(config), "go on with it"))
-    if result.best is None:
+    if result.best is None and result.trials:
         found.append((f"{program} trials {name}{runs}", "how each trial ended"))
-    else:
+    elif result.best is not None:
         found.append((f"{program} best {name}{runs}", "the best one, field by field"))
         found.append((f"{program} evaluate {name}{runs}", "the best model on the test images"))
     if result.mlflow_run is not None:
