@@ -25,7 +25,9 @@ from tuning.verbosity import verbose
 
 WARM_WORKERS = {
     "preload_python_modules": ["tuning.warm"],
-    "idle_worker_killing_memory_threshold_bytes": 2**31,  # else they end again, being too large for idle ones
+    # Else they end again before Ray Tune asks for them: being large, or after a second of waiting.
+    "idle_worker_killing_memory_threshold_bytes": 2**31,
+    "idle_worker_killing_time_threshold_ms": 60_000,
 }
 """Lets the workers that Ray starts with itself, one a core, load torch before they are asked for anything."""
 
