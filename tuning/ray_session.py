@@ -249,6 +249,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextmanager
 def environment(settings: dict[str, str]) -> Iterator[None]:
+    """Environment variables that hold inside, for this process and those that it starts."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
