@@ -174,7 +174,7 @@ def here(command: list[str], folder: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_families_document_work_as_written(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(real_data)
-    commands = do_all(FAMILIES, tmp_path)
+    commands = do_all(FAMILIES, tmp_path, here)
     assert {words[2] for words in commands if words[1] == "search"} == set(FAMILY_NAMES)
 
 
@@ -184,7 +184,7 @@ def test_the_commands_of_the_analysis_document_work_as_written(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").symlink_to(real_data)
-    commands = do_all(ANALYSIS, tmp_path)
+    commands = do_all(ANALYSIS, tmp_path, here)
     (program,) = blocks(ANALYSIS, "python")
     monkeypatch.chdir(tmp_path)
     told = run([sys.executable, "-c", program.replace('split="test"', 'split="test", count=300')], tmp_path)

@@ -202,10 +202,10 @@ def test_without_memory_a_trial_fails_and_says_so(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_chaos(tmp_path: Path) -> None:
-    """Two rounds of the script that the README's table comes from."""
+    """A round of the script that the README's table comes from."""
     import chaos
 
-    figures = chaos.rounds(2, seed=7, folder=tmp_path)
-    assert figures["trials"] == 2 * chaos.TRIALS
+    figures = chaos.rounds(1, seed=7, folder=tmp_path)
+    assert figures["trials"] == chaos.TRIALS
     assert sum(figures["kills"].values()) >= 2
     assert figures["points"] > 0
