@@ -31,6 +31,9 @@ DRAWS: dict[Method, int] = {"fanova": 10, "ped_anova": 20}
 TREES, FORESTS = 16, 4
 """Of a forest, and how many of them are averaged for the share itself."""
 
+MOST = 200
+"""Trials that are looked at; of more as many are drawn. What a forest costs grows with their square."""
+
 BEST = 5
 """Trials that PED-ANOVA takes for the best at least, as Optuna advises; else a tenth of them."""
 
@@ -63,7 +66,7 @@ def weigh(
     seed: int = 0,
     told: Callable[[], None] = lambda: None,
 ) -> Weights:
-    """Shares of the parameters, with their spread and what chance would give.
+    """Shares of the parameters, with their spread and what chance would give; of :data:`MOST` trials at most.
 
     Args:
         positions: float64 (N, P), as :meth:`analysis.axes.Parameter.position`.
@@ -74,6 +77,9 @@ def weigh(
         told: called after each of ``2 * DRAWS[method] + 1`` steps.
     """
     random = np.random.default_rng(seed)
+    if len(values) > MOST:
+        drawn = np.sort(random.choice(len(values), MOST, replace=False))
+        positions, active, values = positions[drawn], active[drawn], values[drawn]
     count = len(values)
 
     def step(rows: npt.NDArray[np.int64], of: Floats, forests: int = 1) -> Floats:

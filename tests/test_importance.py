@@ -47,9 +47,10 @@ def wide() -> Importance:
 # --- the numbers ------------------------------------------------------------------------------------------------------
 
 
-def test_fanova_gives_the_parts_of_the_variance() -> None:
+@pytest.mark.parametrize("trials", [60, 400], ids=["all", "drawn"])
+def test_fanova_gives_the_parts_of_the_variance(trials: int) -> None:
     # Of a sum of independent lines over even draws the variance of each is slope^2 / 12, so the parts are 9 : 1.
-    made = search(LINES, 60, lambda p: 1 + 3 * height(p, "b") + height(p, "a"), pruning=False)
+    made = search(LINES, trials, lambda p: 1 + 3 * height(p, "b") + height(p, "a"), pruning=False)
     found = weigh_parameters(made, LINES).summary()
     assert found["fanova"] == pytest.approx({"b": 0.9, "a": 0.1, "c": 0.0}, abs=0.07)
     assert list(found["fanova"]) == list(found["ped_anova"]) == ["b", "a", "c"]
