@@ -71,10 +71,12 @@ def main() -> None:
         lines = shown(COMMAND, Path(folder))
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(f"$ {COMMAND}", style="bold", highlight=False)
-    text = "\n".join(lines).rstrip().replace(os.path.realpath(folder), "~").replace(folder, "~")
+    text = re.sub(r"(\s|\x1b\[0m)+$", "", "\n".join(lines)).replace(os.path.realpath(folder), "~").replace(folder, "~")
     console.print(Text.from_ansi(text))
     # Without the fonts that rich would fetch: the picture must not ask a server for anything.
     drawn = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="latentune"), flags=re.DOTALL)
+    # A last reset of the colours is drawn as text, which no SVG may hold.
+    drawn = re.sub(r"<text [^>]*>\x1b</text><text [^>]*>\[</text><text [^>]*>0m</text>", "", drawn)
     PICTURE.write_text("\n".join(line.rstrip() for line in drawn.splitlines() if line.strip()) + "\n")
     print(f"{PICTURE} ({PICTURE.stat().st_size / 1000:.0f} kB)")
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -130,6 +131,13 @@ def test_the_readme_tells_of_published_rows_what_their_tables_do() -> None:
     assert {Path(table).stem for table, _ in told} == {path.stem for path in ROOT.glob("docs/reports/*.md")}
     for table, cells in told:
         assert f"\n{cells} " in (ROOT / table).read_text(), cells
+
+
+def test_the_picture_of_the_terminal_can_be_shown() -> None:
+    drawn = (DOCS / "images" / "terminal.svg").read_text()
+    told = "".join(ElementTree.fromstring(drawn).itertext())
+    assert "latentune\xa0search\xa0conv_autoencoder" in told
+    assert "url(http" not in drawn
 
 
 FAMILIES = DOCS / "families.md"

@@ -152,7 +152,7 @@ class Picture:
             ProgressBar(total=max(tally.total, 1), completed=len(tally.ended), width=20),
             f"{len(tally.ended)}/{tally.total}",
             "  ".join(f"[{STYLE[state]}]{count} {state}[/]" for state, count in counts if count),
-            _left(tally.seconds_left()),
+            _left(tally.seconds_left()) if len(tally.ended) < tally.total else "",
         )
         title = Text.assemble((self._name, "bold"), (f"  {self._what}", "dim"))
         parts: list[RenderableType] = [title, head]
@@ -198,6 +198,7 @@ class LiveView(Picture):
         self._live.__enter__()
 
     def __exit__(self, *error: object) -> None:
+        self._stage = ""  # what stays on the screen is how the search ended
         self._live.__exit__(None, None, None)
 
     def trial_changed(self, trial: Trial) -> None:
