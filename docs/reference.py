@@ -34,6 +34,7 @@ ENVIRONMENT = {
     "(default `~/.cache/latentune`)",
     "LATENTUNE_STUDY_URL": "PostgreSQL database of the studies, with its password, as `--study-url`",
     "LATENTUNE_VENV": "for `docs/cluster/on-premise.yaml`: an environment on a disk that all machines share",
+    "LATENTUNE_VERBOSE": "any text: what Ray and MLflow log is shown, and errors with their traceback, as `--verbose`",
     "MLFLOW_TRACKING_URI": "MLflow's server or store, as `--tracking-uri`",
     "MLFLOW_TRACKING_USERNAME": "user of MLflow's server",
     "MLFLOW_TRACKING_PASSWORD": "password of MLflow's server",
