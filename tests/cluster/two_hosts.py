@@ -297,7 +297,7 @@ def _search(me: Walk, project: Path, address: str) -> None:
     before = [trial for trial in left if trial.state in ENDED]
     me.say(f"stopped; {len(before)} of 12 trials had ended, {len(left) - len(before)} were interrupted")
     assert 0 < len(before) < 12
-    assert "continue:" in run("logs", first).stdout, "it ended as SIGTERM ends a search"
+    assert "# go on with it" in run("logs", first).stdout, "it ended as SIGTERM ends a search"
 
     again = run("submit", *words)
     assert "12 trials" in again.stderr
