@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -85,9 +87,10 @@ def _warm(config: SearchConfig) -> dict[str, Any]:
 
 @contextmanager
 def _our_sigterm() -> Iterator[None]:
-    """Keep Ray from putting a SIGTERM handler of its own in place of ours while it starts.
+    """Keep Ray from putting SIGTERM handlers of its own in place of ours while it starts.
 
-    It raises SystemExit wherever the process is; inside a hook that swallows exceptions the signal would be lost.
+    The one in Python raises SystemExit wherever the process is; inside a hook that swallows exceptions the signal would
+    be lost. The one in C++ prints a stack, calls ours, and ends the process three seconds later.
     """
     from ray._private import utils
 
@@ -97,6 +100,8 @@ def _our_sigterm() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = original
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # in place of the one in C++
 
 
 def _check_cluster(config: SearchConfig) -> None:
