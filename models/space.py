@@ -348,7 +348,10 @@ def _read_range(config: type[BaseModel], name: str, given: object) -> Range:
         if ".." not in text:
             if option:
                 raise ValueError(f"{option!r} needs a range low..high before it")
-            return _read_range(config, name, text.split(","))
+            parts = text.split(",")
+            if kind in (int, float) and any(isinstance(read_scalar(part), str) for part in parts):
+                raise ValueError("neither numbers nor a range")
+            return _read_range(config, name, parts)
         low, _, high = text.partition("..")
         ends, log = (low, high), option == "log"
         step = read_scalar(option.removeprefix("step=")) if option.startswith("step=") else None

@@ -361,6 +361,12 @@ def test_refused_ranges(name: str, written: object) -> None:
         parse_range(Wide, name, written)
 
 
+@pytest.mark.parametrize(("name", "written"), [("whole", "2-10"), ("real", "1e-4-1e-2"), ("whole", "2,x")])
+def test_how_a_range_is_written_is_told_where_one_was_meant(name: str, written: str) -> None:
+    with pytest.raises(UserError, match=r"write 4,8,16 or 2\.\.10 .*\(neither numbers nor a range\)$"):
+        parse_range(Wide, name, written)
+
+
 @pytest.mark.parametrize(
     ("name", "written", "allowed"),
     [

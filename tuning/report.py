@@ -203,9 +203,9 @@ def print_families(families: Sequence[Family[Any]]) -> None:
     """One line a family."""
     table = Table(box=None, pad_edge=False)
     for column in ("family", "ranked by", "can", "what it is"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("family", "ranked by"))
     for family in families:
-        ranked = f"{family.objective.metric} ({better_sign(family.objective)})"
+        ranked = f"{'lowest' if family.objective.mode == 'min' else 'highest'} {family.objective.metric}"
         table.add_row(family.name, ranked, ", ".join(family.capabilities()), family.title)
     _console().print(table)
 
