@@ -272,7 +272,9 @@ def _told(url: str, kind: type[LatentuneError]) -> Iterator[None]:
         if isinstance(cause, sqlalchemy.exc.DBAPIError):
             cause = cause.orig
         lines = without_password(str(cause)).strip().splitlines() or [type(cause).__name__]
-        away = isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
+        # The last is how SQLAlchemy speaks of a connection that it lost in the middle of a transaction.
+        gone = psycopg.OperationalError | psycopg.InterfaceError | sqlalchemy.exc.PendingRollbackError
+        away = isinstance(cause, gone)
         kind = _AwayError if away and kind is StorageError else kind
         raise kind(f"the database {shown_url(url)} cannot be used: {lines[0]}") from error
     except RuntimeError as error:  # tables of another version of Optuna
