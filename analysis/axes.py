@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from models.space import Choice, Int, Range
@@ -44,11 +45,16 @@ def scale_values(axes: Axes, low: float, high: float) -> None:
         axes.set_ylim(low / room, high * room)
         # Over few decades their starts are too few ticks.
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        label_plainly(axes.yaxis)
     else:
         room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
         axes.set_ylim(low - room, high + room)
+
+
+def label_plainly(axis: Axis) -> None:
+    """Label a logarithmic axis with ``0.01``; by default it would be a formula, whose markup our pictures show."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 @dataclass(frozen=True)

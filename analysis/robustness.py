@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from analysis.axes import label_plainly
 from analysis.figures import BLUE, GREY, WIDTH, style
 from analysis.result import Columns, Result
 from analysis.sheet import plot_sheet
@@ -137,12 +137,10 @@ class Robustness(Result):
             axes.axhline(1 / len(self.class_names), color=GREY, linestyle="--", linewidth=1.5, label="guessing")
         if kind == "noise":
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            label_plainly(axes.xaxis)
         if kind == "noise" and self.metric == "mse":
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            label_plainly(axes.yaxis)
             axes.set_ylim(bottom=0.3 * min(means[0], without[0]))
         else:
             axes.set_ylim(bottom=0)
