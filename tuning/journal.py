@@ -88,13 +88,14 @@ class OneWriter(BaseJournalBackend):
     def _write(self, content: bytes) -> None:
         try:
             with self._path.open("ab", buffering=0) as file:
+                start = file.seek(0, os.SEEK_END)
                 left = memoryview(content)
                 try:
                     while left:
                         left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
-                    file.truncate(self._bytes)  # all or nothing; a full disk leaves room for that
+                    file.truncate(start)  # all or nothing; a full disk leaves room for that
                     raise
                 self._bytes = file.tell()
         except OSError as error:
