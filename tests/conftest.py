@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 from pydantic import Field, create_model
 
-from models import checkpoint
+from models import checkpoint, frechet
 from models.conv_autoencoder import ConvAutoencoderConfig, ConvAutoencoderFamily
 from models.datasets import DataOptions, load_training_data
 from models.family import FAMILIES, Family, get_family
@@ -73,3 +74,20 @@ def chromium() -> Iterator[Any]:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    """torch's random numbers begin anew, and go on afterwards where they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of feature networks that begins empty, its folder not there yet, and networks that learn little."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(frechet, "LEAST_SEEN", 0)
+    monkeypatch.setenv(frechet.CACHE_VARIABLE, str(folder))
+    return folder
