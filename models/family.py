@@ -6,6 +6,7 @@ validation, the search space, the command line's overrides and the reference tab
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import math
@@ -13,6 +14,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -208,9 +210,26 @@ def get_family(name: str) -> Family[Any]:
     try:
         family = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: `:A`, `.a:A`
-        raise UserError.of("family", name, f"cannot be imported: {error}") from error
+        raise UserError.of("family", name, f"cannot be imported: {error}{_near(path)}") from error
     except Exception as error:  # whatever is wrong in a user's file
         raise UserError.of("family", name, f"cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(family, type) and issubclass(family, Family)) or inspect.isabstract(family):
+    if not _is_family(family):
         raise UserError.of("family", name, "must be a class derived from models.family.Family")
-    return family()
+    made: Family[Any] = family()
+    return made
+
+
+def _is_family(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Family) and not inspect.isabstract(value)
+
+
+def _near(path: str) -> str:
+    """What else an import path may have meant: a file that lies here, or a family in the module that it names."""
+    module_name, _, class_name = path.partition(":")
+    module = sys.modules.get(module_name)
+    if module is None:
+        wanted, known = module_name, [file.stem for file in Path().glob("*.py")]
+    else:
+        wanted, known = class_name, [name for name, value in vars(module).items() if _is_family(value)]
+    close = difflib.get_close_matches(wanted, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

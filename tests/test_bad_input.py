@@ -246,6 +246,11 @@ def test_own_family_that_is_none(
     for family, told in (
         ("nowhere.to:Be", "cannot be imported: No module named 'nowhere'"),
         ("family_file:NotThere", "cannot be imported: module 'family_file' has no attribute 'NotThere'"),
+        ("famly_file:Own", "cannot be imported: No module named 'famly_file'; did you mean 'family_file'?"),
+        (
+            "models.gan:GANfamily",
+            "cannot be imported: module 'models.gan' has no attribute 'GANfamily'; did you mean 'GanFamily'?",
+        ),
         ("family_file:thing", "must be a class derived from models.family.Family"),
     ):
         seen = refused_here("search", family, *words)
