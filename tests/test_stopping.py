@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.family import Objective, Record
-from tuning.config import RUNG_IMAGES, SearchConfig
+from tuning.config import FEW_IMAGES, RUNG_IMAGES, SearchConfig
 from tuning.results import Trial
 from tuning.stopping import MEDIAN_NEEDS, MedianStopping, NeverStop, StoppingRule, SuccessiveHalving, make_rule
 
@@ -360,8 +360,9 @@ def test_rungs_are_powers_of_eta_below_the_budget(settings: dict[str, Any], rung
         (60_000, 1 / 3, (0.333333, 1, 3)),
         (10_000, 0.5, (1, 3)),
         (RUNG_IMAGES, 1.0, (1, 3)),
-        (2000, 2.5, (3,)),
-        (100, 3.0, (3,)),  # never above the first rung below the budget
+        (2000, 1.0, (1, 3)),  # not 2.5, which leaves one rung
+        (FEW_IMAGES, 1.0, (1, 3)),
+        (FEW_IMAGES - 1, 3.0, (3,)),  # never above the first rung below the budget
         (1, 3.0, (3,)),
     ],
 )

@@ -25,9 +25,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST_POINTS = 100_000
 """Of a grid; nobody searches a larger one, and all of it is kept in memory."""
 
-RUNG_IMAGES = 5000
-"""Training images that a trial has seen at the lowest rung. On Fashion-MNIST a rung after 6,700 images sorted trials
-well and one after 2,200 did not (200 recorded curves)."""
+RUNG_IMAGES, FEW_IMAGES = 5000, 1000
+"""Training images that a trial has seen at the lowest rung; and at the lower one of two, where there would be one only.
+
+On Fashion-MNIST a rung after 6,700 images sorted trials well and one after 2,200 did not (200 recorded curves), but a
+single rung finds worse trials in the same time than one after 1,000 images more does (``benchmarks/README.md``)."""
 
 
 def _place(given: object) -> Path:
@@ -144,11 +146,16 @@ class SearchConfig(BaseModel):
     def with_lowest_rung(self, train_images: int) -> SearchConfig:
         """This config with ``min_epochs`` decided: a third of an epoch, or as many as show :data:`RUNG_IMAGES` images.
 
-        A rung that comes after a handful of steps misjudges, and favours small batches. There is always one rung.
+        A rung that comes after a handful of steps misjudges, and favours small batches. There is always one rung, and
+        two where the lower one shows :data:`FEW_IMAGES`.
         """
         if self.min_epochs is not None:
             return self
-        lowest = min(max(1 / 3, RUNG_IMAGES / train_images), self.max_epochs / self.reduction_factor)
+        enough = RUNG_IMAGES / train_images
+        second = self.max_epochs / self.reduction_factor**2
+        if second * train_images >= FEW_IMAGES:
+            enough = min(enough, second)
+        lowest = min(max(1 / 3, enough), self.max_epochs / self.reduction_factor)
         return self.model_copy(update={"min_epochs": max(lowest, 0.001)})
 
     def rungs(self) -> tuple[float, ...]:
