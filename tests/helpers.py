@@ -30,9 +30,9 @@ from tuning.database import stored_address
 from tuning.driver import Driver
 from tuning.progress import View
 from tuning.results import ENDED, SearchResult, Trial
-from tuning.stopping import make_rule
+from tuning.stopping import judged_epochs, make_rule
 from tuning.store import has_study
-from tuning.trial import Assignment, train_trial
+from tuning.trial import Assignment, gathered, train_trial
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = Path(sys.executable).with_name("latentune")
@@ -317,12 +317,13 @@ def without_ray() -> Iterator[None]:
 
     def train(driver: Driver, images: TrainingData, view: View) -> None:
         config, data = driver.study.config, DataOnDevice(images)
-        assignment = Assignment(config.family, config.budget(), config.numerics())
+        judged = judged_epochs(config)
+        assignment = Assignment(config.family, config.budget(), config.numerics(), judged)
         while (trial := driver.next_trial()) is not None:
             path = driver.study.checkpoint_path(trial.number)
-            for message in train_trial(assignment, data, trial.config, trial.seed, path):
-                if driver.receive(trial.number, message):
-                    break
+            messages = train_trial(assignment, data, trial.config, trial.seed, path)
+            while not driver.receive(trial.number, gathered(messages, judged)):
+                pass
         assert driver.error is None
 
     with pytest.MonkeyPatch.context() as patch:

@@ -6,6 +6,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,12 +149,23 @@ def test_unfinished_trial_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
     assert [left.number for left in again.unfinished()] == [1]
     resumed = again.resume(1)
     assert resumed == study.trials[1]
-    assert again.report(1, record(1.0, 0.4)) is False
-    assert again.report(1, record(2.0, 0.3)) is True
+    assert again.report(1, record(1.0, 0.4)) == ()
+    assert again.report(1, record(1.0, 0.4), record(2.0, 0.3)) == (record(2.0, 0.3),)
     finish_of_it = again.trials[1]
     assert [r.epoch for r in finish_of_it.records] == [1.0, 2.0]
     assert finish_of_it.started_s == pytest.approx(trial.started_s)
     assert proposed(again).number == 2, "numbers go on"
+
+
+def test_records_that_come_together_are_as_far_apart_as_they_were_made(tmp_path: Path) -> None:
+    study = open_by_hand(tmp_path)
+    proposed(study)
+    records = [replace(record(epoch, 1 / epoch), seconds=at) for epoch, at in ((1.0, 5.0), (1.5, 5.0), (2.0, 5.5))]
+    assert study.report(0, *records) == tuple(records)
+    first, second, last = study.trials[0].times
+    assert last == pytest.approx(study.now(), abs=1)
+    assert (last - second, second - first) == pytest.approx((0.5, 0.002))
+    assert open_by_hand(tmp_path).trials[0].times == study.trials[0].times
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------

@@ -375,9 +375,11 @@ def _train(driver: Driver, images: TrainingData, view: View) -> None:
         driver.max_concurrent = concurrency(config)
         view.stage(f"starting workers, {driver.max_concurrent} at a time")
         from tuning.ray_tune import run_trials  # loads Ray Tune, while the workers load torch
+        from tuning.stopping import judged_epochs
         from tuning.trial import Assignment
 
-        run_trials(driver, Assignment(config.family, config.budget(), config.numerics()), images, warm=ours)
+        assignment = Assignment(config.family, config.budget(), config.numerics(), judged_epochs(config))
+        run_trials(driver, assignment, images, warm=ours)
 
 
 @contextmanager

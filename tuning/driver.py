@@ -122,9 +122,7 @@ class Driver:
         if number not in self._live or self.error is not None:
             return True
         stop = self._overdue.pop(number, None)
-        for record in message.records:
-            if not self.study.report(number, record):
-                continue
+        for record in self.study.report(number, *message.records):
             value = record.metrics.get(self.study.objective.metric)
             if value is not None:
                 verdict = self._rule.observe(number, record.epoch, value)

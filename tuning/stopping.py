@@ -104,6 +104,13 @@ class MedianStopping:
         return f"epoch {epoch:g}: best {self._best[number]:.6g} is worse than the median {median:.6g} of {len(others)}"
 
 
+def judged_epochs(config: SearchConfig) -> tuple[float, ...] | None:
+    """Where the rule that ``config`` names may stop a trial: at these epochs only; ``None``: at every report."""
+    if config.scheduler == "none":
+        return ()
+    return None if config.scheduler == "median" else config.rungs()
+
+
 def make_rule(
     config: SearchConfig, objective: Objective, trials: Iterable[Trial], verdicts: dict[int, str | None] | None = None
 ) -> StoppingRule:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class SearchStudy:
         attrs, self.trials = store.lasting(self._read)
         self.id = str(attrs["id"])
         self.began = float(attrs["began"])
+        self._queued = [number for number, trial in self.trials.items() if trial.state == "queued"]  # by a crash
         self._left_grid = self._grid_left() if config.sampler == "grid" else None
 
     def _read(self) -> tuple[dict[str, Any], dict[int, Trial]]:
@@ -101,28 +103,42 @@ class SearchStudy:
 
     def propose(self) -> Trial | None:
         """A new trial, running, or ``None`` where the search has all of its trials."""
-        if len([t for t in self.trials.values() if t.state != "queued"]) >= self.total:
+        if len(self.trials) - len(self._queued) >= self.total:
             return None
-        number = next((t.number for t in self.trials.values() if t.state == "queued"), len(self.trials))
+        number = self._queued[0] if self._queued else len(self.trials)
         queued: dict[str, Any] | None = None
         if number == len(self.trials):
             if self._left_grid is not None:
                 queued = self._next_grid_point()
             elif number == 0:
                 queued = self.space.default()
-        return self._started(lambda: self._begin(self._ask(number, queued)))
+        trial = self._started(lambda: self._begin(self._ask(number, queued)))
+        del self._queued[:1]
+        return trial
 
     def _ask(self, number: int, queued: dict[str, Any] | None) -> optuna.Trial:
         """The new trial of that number; the one that an attempt before this made, before the connection was lost."""
         self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number, self._memory)
-        there = self._study.get_trials(deepcopy=False)[number:]
-        if there and there[0].state == TrialState.RUNNING:
-            return optuna.Trial(self._study, there[0]._trial_id)
-        if queued is not None and not there:
+        there = self._stored(number)
+        if there is not None and there.state == TrialState.RUNNING:
+            return optuna.Trial(self._study, there._trial_id)
+        if there is None and queued is not None:
             self._study.enqueue_trial(queued)
+        elif there is None:  # none waits, for which ask() would look through all; the rest is as there
+            self._study._thread_local.cached_all_trials = None
+            return optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id))
         handle = self._study.ask()
         assert handle.number == number, "another process adds trials to this study"
         return handle
+
+    def _stored(self, number: int) -> FrozenTrial | None:
+        """A trial as the study has it, if it has; without a look at all the others."""
+        storage = self._study._storage
+        try:
+            trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+        except KeyError:
+            return None
+        return storage.get_trial(trial_id)
 
     def resume(self, number: int) -> Trial:
         """An unfinished trial, to go on. What a crash left unproposed or half reported is completed now."""
@@ -135,7 +151,8 @@ class SearchStudy:
         return trial
 
     def _resume(self, number: int) -> Trial:
-        frozen = self._study.get_trials(deepcopy=False)[number]
+        frozen = self._stored(number)
+        assert frozen is not None
         self._study.sampler = make_sampler(self.config.sampler, self.config.seed, number, self._memory)
         trial = self._begin(optuna.Trial(self._study, frozen._trial_id))
         for step, record in zip(_steps(trial.records), trial.records, strict=True):
@@ -144,24 +161,29 @@ class SearchStudy:
                 self._handles[number].report(value, step)
         return trial
 
-    def report(self, number: int, record: Record) -> bool:
-        """Keep a record of a running trial; ``False`` where it was known (a trial that goes on tells its past)."""
+    def report(self, number: int, *records: Record) -> tuple[Record, ...]:
+        """Keep records of a running trial, in one piece; those that were new (a trial that goes on tells its past)."""
         trial = self.trials[number]
-        if trial.records and record.epoch <= trial.records[-1].epoch:
-            return False
-        now = self.now()
+        known = len(trial.records)
+        new = tuple(r for r in records if known == 0 or r.epoch > trial.records[-1].epoch)
+        if not new:
+            return ()
+        times = _times(new, self.now())
         handle = self._handles[number]
-        value = record.metrics.get(self.objective.metric)
+        records = (*trial.records, *new)
+        steps = _steps(records)
 
         def keep() -> None:
-            # The record first: a value without its record would be taken for one that is known.
-            handle.set_user_attr(f"record:{len(trial.records):06d}", {**record.to_json(), "at": now})
-            if value is not None:
-                handle.report(value, _steps((*trial.records, record))[-1])
+            for place, record, at in zip(range(known, len(records)), new, times, strict=True):
+                # The record first: a value without its record would be taken for one that is known.
+                handle.set_user_attr(f"record:{place:06d}", {**record.to_json(), "at": at})
+                value = record.metrics.get(self.objective.metric)
+                if value is not None:
+                    handle.report(value, steps[place])
 
         self._store.lasting(keep)
-        self.trials[number] = replace(trial, records=(*trial.records, record), times=(*trial.times, now))
-        return True
+        self.trials[number] = replace(trial, records=records, times=(*trial.times, *times))
+        return new
 
     def complete(self, number: int) -> None:
         """Tell that a trial used its budget. Without any objective it has failed."""
@@ -351,6 +373,17 @@ def _suggest(handle: optuna.Trial, name: str, known: Range) -> Any:
     if isinstance(known, Int):
         return handle.suggest_int(name, known.low, known.high, log=known.log, step=known.step)
     return handle.suggest_float(name, known.low, known.high, log=known.log, step=known.step)
+
+
+def _times(records: Sequence[Record], now: float) -> tuple[float, ...]:
+    """When records were made that came together now: as far apart as by the trial's own clock.
+
+    At least two milliseconds, as MLflow, which keeps whole ones, puts those of the same epoch in order by them.
+    """
+    times = [now]
+    for later, earlier in pairwise([record.seconds for record in reversed(records)]):
+        times.append(times[-1] - max(later - earlier, 0.002))
+    return tuple(reversed(times))
 
 
 def _steps(records: Sequence[Record]) -> list[int]:

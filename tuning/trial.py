@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,23 @@ logger = logging.getLogger(__name__)
 MESSAGE = "latentune"
 """Key of our message in a Ray Tune result."""
 
+GATHER_S = 0.25
+"""Records that a trial makes within this time are told together: nobody could read them faster, and telling one takes
+several milliseconds, in which the trial waits."""
+
 
 @dataclass(frozen=True)
 class Assignment:
-    """What all trials of a search share."""
+    """What all trials of a search share.
+
+    Args:
+        judged: epochs at which the stopping rule may end a trial, which waits for its verdict there; ``None``: at any.
+    """
 
     family: str
     budget: Budget
     numerics: Numerics
+    judged: tuple[float, ...] | None = None
 
 
 def train_trial(
@@ -94,6 +105,21 @@ def _run(
         yield Message((record,), "complete" if training.finished else "running")
 
 
+def gathered(messages: Iterator[Message], judged: tuple[float, ...] | None) -> Message:
+    """The next messages of a trial as one: those of :data:`GATHER_S`, up to the first that the trial may be stopped by.
+
+    No number depends on it: a trial trains no step that it would not have trained.
+    """
+    records: list[Record] = []
+    began = time.monotonic()
+    for message in messages:
+        records += message.records
+        judge = judged is None or any(math.isclose(r.epoch, at, rel_tol=1e-6) for r in message.records for at in judged)
+        if message.state != "running" or judge or time.monotonic() - began >= GATHER_S:
+            return replace(message, records=tuple(records))
+    raise AssertionError("a trial's last message says how it ended")
+
+
 def _save(training: Training, family: str, path: Path) -> None:
     checkpoint.save(path, training, family=family, resumable=not training.finished)
 
@@ -138,7 +164,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        message = next(self._messages)
+        message = gathered(self._messages, self._assignment.judged)
         return {MESSAGE: message.to_json(), "done": message.state != "running"}
 
     def cleanup(self) -> None:
