@@ -96,3 +96,21 @@ def test_long_search(direction: str) -> None:
     assert propose(study, QuickTPESampler(Memory(), seed=1, **SETTINGS)) == propose(
         fewer, TPESampler(seed=1, **SETTINGS)
     )
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_what_is_remembered_is_what_is_found_anew(direction: str) -> None:
+    """Trials that end late, and in another order than they began."""
+    kept, study, running = Memory(), study_of(trials(ALL + 200), direction), list[optuna.Trial]()
+    draw = random.Random(1)
+    for _ in range(120):
+        running.append(study.ask(ALWAYS))
+        if len(running) > 3:
+            trial = running.pop(draw.randrange(len(running)))
+            trial.report(draw.random(), 1)
+            ends = {"state": TrialState.PRUNED} if draw.random() < 0.5 else {"values": draw.random()}
+            study.tell(trial, **ends)
+        seen = [trial.number for trial in kept.seen(study)]
+        assert seen == [trial.number for trial in Memory().seen(study)]
+        assert set(seen) >= {trial.number for trial in running}
+    assert len(seen) < ALL

@@ -6,9 +6,10 @@ proposals is kept here, and above :data:`ALL` trials not all are looked at.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Container, Iterable
-from heapq import nsmallest
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -35,33 +36,47 @@ class Memory:
     def __init__(self) -> None:
         self.rows: dict[tuple[str, ...], dict[int, tuple[float, ...]]] = defaultdict(dict)
         """By searched fields and trial: their values as Optuna keeps them, none where it has not all of them."""
-        self._ranks: dict[int, tuple[int, float, float]] = {}
+        self.kinds: dict[tuple[str, ...], FrozenTrial] = {}
+        """The first ended trial with each set of fields."""
+        self._looked_at = 0
+        self._open: list[int] = []  # trials that were looked at, and had not ended
+        self._ended: list[int] = []
+        self._ranked: list[tuple[tuple[int, float, float], int]] = []  # ended trials, the best first
 
     def seen(self, study: Study) -> list[FrozenTrial]:
         """The trials to propose from, in order of number: all, up to :data:`ALL` that ended."""
         trials = study.get_trials(deepcopy=False)
-        if len(trials) <= ALL:
+        self._look_at(trials, study.direction)
+        if len(self._ended) <= ALL:
             return trials
-        ended = [trial for trial in trials if trial.state in ENDED]
-        if len(ended) <= ALL:
-            return trials
-        recent = ended[-LATEST:]
-        best = nsmallest(BEST, ended[:-LATEST], key=lambda trial: self._rank(trial, study.direction))
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        return sorted([*best, *recent, *running], key=lambda trial: trial.number)
+        recent = self._ended[-LATEST:]
+        best = islice((number for _, number in self._ranked if number < recent[0]), BEST)
+        running = [number for number in self._open if trials[number].state == TrialState.RUNNING]
+        return [trials[number] for number in sorted([*best, *recent, *running])]
 
-    def _rank(self, trial: FrozenTrial, direction: StudyDirection) -> tuple[int, float, float]:
-        """Smaller is better, as TPE ranks: by value, and pruned ones after them, by how far they came and value."""
-        rank = self._ranks.get(trial.number)
-        if rank is None:
-            sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-            if trial.state == TrialState.COMPLETE:
-                rank = (0, 0.0, sign * cast(float, trial.value))
-            else:
-                step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
-                rank = (1, -step, sign * value)
-            self._ranks[trial.number] = rank
-        return rank
+    def _look_at(self, trials: list[FrozenTrial], direction: StudyDirection) -> None:
+        """Sort in the trials that are new, or have ended since."""
+        looked, self._open = [*self._open, *range(self._looked_at, len(trials))], []
+        self._looked_at = len(trials)
+        for number in looked:
+            trial = trials[number]
+            if trial.state in ENDED:
+                insort(self._ended, number)
+                insort(self._ranked, (_rank(trial, direction), number))
+                kind = tuple(trial.distributions)
+                if kind not in self.kinds or number < self.kinds[kind].number:
+                    self.kinds[kind] = trial
+            elif not trial.state.is_finished():
+                self._open.append(number)
+
+
+def _rank(trial: FrozenTrial, direction: StudyDirection) -> tuple[int, float, float]:
+    """Smaller is better, as TPE ranks: by value, and pruned ones after them, by how far they came and value."""
+    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+    if trial.state == TrialState.COMPLETE:
+        return (0, 0.0, sign * cast(float, trial.value))
+    step, value = max(trial.intermediate_values.items(), default=(-1, 0.0))
+    return (1, -step, sign * value)
 
 
 class QuickTPESampler(TPESampler):
@@ -74,11 +89,9 @@ class QuickTPESampler(TPESampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         # It splits the fields into groups that always come together; a set of fields that it had changes nothing more.
-        kinds: dict[tuple[str, ...], FrozenTrial] = {}
-        for other in self._trials(study):
-            if other.state in ENDED:
-                kinds.setdefault(tuple(other.distributions), other)
-        return super().infer_relative_search_space(_seeing(study, kinds.values()), trial)
+        self._trials(study)
+        kinds = sorted(self._memory.kinds.values(), key=lambda first: first.number)
+        return super().infer_relative_search_space(_seeing(study, kinds), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
