@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,7 @@ def run_trials(driver: Driver, assignment: Assignment, data: TrainingData, *, wa
         environment(TUNE_SETTINGS),
         nullcontext() if verbose() else _quiet(),
         _memory_kills_are_deaths(),
+        _trainable_in_memory(),
         _any_worker() if warm else nullcontext(),
         tempfile.TemporaryDirectory(prefix="latentune-") as scratch,
     ):
@@ -270,6 +272,26 @@ def _any_worker() -> Iterator[None]:
         yield
     finally:
         tune_controller._ActorClassCache = before
+
+
+@contextmanager
+def _trainable_in_memory() -> Iterator[None]:
+    """Let Ray Tune keep the trainable, which it otherwise fetches from the cluster and unpickles for every trial."""
+    from ray.tune.registry import _global_registry as registry
+
+    get = cache(registry.get)
+
+    def contains(category: str, key: str) -> bool:
+        with suppress(ValueError):  # not yet
+            get(category, key)
+            return True
+        return False
+
+    registry.get, registry.contains = get, contains
+    try:
+        yield
+    finally:
+        del registry.get, registry.contains
 
 
 @contextmanager
