@@ -75,7 +75,7 @@ def refused_here(
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["latentune", *words])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            cli.run()
         assert end.value.code == 2
         return Refusal(*capsys.readouterr())
 

@@ -59,7 +59,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def call(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["latentune", *words])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            cli.run()
         assert isinstance(end.value.code, int)
         return end.value.code
 
@@ -188,6 +188,14 @@ def test_words_that_make_no_command(
     assert "Traceback" not in seen.err
 
 
+@pytest.mark.parametrize("words", [["--version"], ["families"], ["families", "--json"]])
+def test_output_on_a_full_disk(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        told = subprocess.run([COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert told.returncode == 1
+    assert told.stderr == "error: the output cannot be written: no space left on the device\n"
+
+
 def test_version(capsys: pytest.CaptureFixture[str], call: Callable[..., int]) -> None:
     assert call("--version") == 0
     assert re.fullmatch(r"latentune \d+\.\d+\.\d+\n", capsys.readouterr().out)
@@ -244,7 +252,7 @@ def test_errors_of_our_own_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "argv", ["latentune", "trials", "it"])
     monkeypatch.setattr(api, "load_search", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        cli.main()
+        cli.run()
 
 
 # --- results as tables -----------------------------------------------------------------------------------------------

@@ -156,8 +156,8 @@ def test_importing_the_service_is_light() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["search", "--help"], ["ui", "--help"]])
 def test_help_waits_for_nothing(words: list[str]) -> None:
     loaded = modules_loaded_by(
-        f"import sys; sys.argv = ['latentune', *{words!r}]\nfrom tuning.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code"
+        f"import sys; sys.argv = ['latentune', *{words!r}]\nfrom tuning.cli import run\n"
+        "try:\n    run()\nexcept SystemExit as end:\n    assert not end.code"
     )
     assert loaded & {"torch", "ray", "mlflow", "optuna", "pandas", "matplotlib", "sklearn"} == set()
 

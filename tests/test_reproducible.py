@@ -208,7 +208,7 @@ def test_search_without_any_success_ends_with_code_1(
     trouble = ["--train-images", "64", "--set", "trouble=raise"]
     monkeypatch.setattr(sys, "argv", ["latentune", "search", SLEEPY, "--name", "lost", *trouble, *options])
     with without_ray(), pytest.raises(SystemExit) as stop:
-        cli.main()
+        cli.run()
     assert stop.value.code == 1
     told = capfd.readouterr()
     assert "the third wheel came off" in told.out

@@ -726,7 +726,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["latentune", *words])
     monkeypatch.setattr(api, "_train", train_here)
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        cli.run()
     assert isinstance(end.value.code, int)
     return end.value.code
 
