@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--our-trials", type=int, help="trials of ours in a search, if not as many as the others have")
     parser.add_argument("--only-sum-up", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which also ends what runs meanwhile
     data_dir = arguments.data_dir.expanduser().absolute()
     results: Path = arguments.results
     results.mkdir(parents=True, exist_ok=True)

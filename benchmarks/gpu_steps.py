@@ -31,6 +31,7 @@ from benchmarks.measuring import (
     bare_chunks,
     bare_step,
     begin,
+    compiled,
     contiguous,
     first_batch,
     fit_chunks,
@@ -216,11 +217,6 @@ def with_tf32(chunk: Chunk, allowed: bool) -> Chunk:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
     return with_it
-
-
-def compiled(training: Training) -> Training:
-    training.network.compile()
-    return training
 
 
 def graph_chunks(training: Training) -> Chunk:

@@ -120,6 +120,12 @@ def unfused(training: Training) -> Training:
     return training
 
 
+def compiled(training: Training) -> Training:
+    """The same run with its network compiled, where the loss calls it as a whole."""
+    training.network.compile()
+    return training
+
+
 def rate(chunk: Chunk, device: str, seconds: float) -> float:
     """Images a second of a chunk that is called for ``seconds``, at least once, after one call to warm up."""
     chunk()

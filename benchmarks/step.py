@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,6 +21,7 @@ from benchmarks.measuring import (
     Chunk,
     bare_chunks,
     begin,
+    compiled,
     contiguous,
     fit_chunks,
     interleaved,
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5_000, help="a round; training images of the data set")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--families", nargs="*", default=FAMILIES)
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well; needs a C++ compiler")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     kept = keep_freed_memory()
@@ -55,11 +58,18 @@ def main() -> None:
             "bare, two threads": bare_chunks(begin(name, data, Numerics(threads=2), **size)),
             "bare, bfloat16": bare_chunks(begin(name, data, Numerics(precision="bfloat16"), **size)),
         }
+        begun = time.perf_counter()
+        if arguments.compile:
+            chunks["bare, compiled"] = bare_chunks(compiled(begin(name, data, plain, **size)))
+            chunks["bare, compiled"]()
+        compile_s = time.perf_counter() - begun
         rates = interleaved(chunks, "cpu", arguments.rounds)
         results[name] = {
             "images_a_second": {key: round(sorted(values)[len(values) // 2]) for key, values in rates.items()},
             "ratio_to_bare": {key: ratio(values, rates["bare"]) for key, values in rates.items() if key != "bare"},
         }
+        if arguments.compile:
+            results[name]["first_compiled_epoch_s"] = round(compile_s, 1)
         print(name, json.dumps(results[name]), file=sys.stderr)
     write_result(
         {
